@@ -1,0 +1,412 @@
+//! What PostHog and its SDKs send: bodies of four shapes, cut into elements, each decoded into an [`Event`].
+//!
+//! Decoding is lenient where PostHog is (any field may be absent or of another type) and keeps every value as it was
+//! written. Only an element that names no event is [`Invalid`], and it costs its neighbours nothing.
+
+use std::{borrow::Cow, fmt};
+
+use uuid::Uuid;
+
+use crate::json::{Raw, Scanner, SyntaxError, Text};
+
+/// The most elements in one body.
+pub const MAX_ELEMENTS: usize = 10_000;
+
+/// The most bytes of one element.
+pub const MAX_ELEMENT_BYTES: usize = 4 << 20;
+
+/// The most bytes of an event's `uuid`; a longer one is no identity.
+pub const MAX_UUID_BYTES: usize = 200;
+
+/// The namespace of the identities that are made from an event's bytes.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6d0e_4c0a_9f5b_4b52_8f0c_76a1_0c1e_54c7);
+
+/// A whole body: valid JSON, cut into elements that are not decoded yet.
+#[derive(Debug)]
+pub struct Body<'a> {
+    /// The elements in their order, each a webhook destination's body or a bare event (or neither).
+    pub elements: Vec<Raw<'a>>,
+    /// What surrounds them.
+    pub envelope: Envelope<'a>,
+}
+
+/// What a `{"batch": […]}` says beside its events.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Envelope<'a> {
+    /// The sender's credential: the only one that PostHog's batch export and SDKs can send.
+    pub api_key: Option<Raw<'a>>,
+    /// When the batch was sent.
+    pub sent_at: Option<Raw<'a>>,
+}
+
+/// Why a body as a whole cannot be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// It is not JSON.
+    #[error("the body is not JSON: {0}")]
+    NotJson(#[from] SyntaxError),
+    /// It is a string, a number, a boolean or `null`.
+    #[error("the body must be a JSON object or array")]
+    NoContainer,
+    /// It has more than [`MAX_ELEMENTS`].
+    #[error("the body has more than {MAX_ELEMENTS} events")]
+    TooManyElements,
+}
+
+/// Why an element is no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// It is over [`MAX_ELEMENT_BYTES`].
+    #[error("the event is larger than {} MiB", MAX_ELEMENT_BYTES >> 20)]
+    TooLarge,
+    /// It is not a JSON object.
+    #[error("an event must be a JSON object")]
+    NoObject,
+    /// It has no `event`.
+    #[error("the event has no name: `event` is missing")]
+    NoName,
+    /// Its `event` is something else than a string with something in it.
+    #[error("the event has no name: `event` must be a string that is not empty")]
+    UnusableName,
+    /// Its `batch` is something else than an array.
+    #[error("`batch` must be an array of events")]
+    BatchIsNoArray,
+    /// It is PostHog's legacy action webhook, whose text is for people.
+    #[error(
+        "this is the text of a Slack-style action webhook, which carries no event: in PostHog, create a destination \
+         of the kind \"HTTP Webhook\" instead and leave its body at the default"
+    )]
+    ActionWebhook,
+}
+
+impl<'a> Body<'a> {
+    /// Checks that `text` is JSON from its first byte to its last and cuts it into elements.
+    ///
+    /// # Errors
+    /// When no element can be told apart: see [`BodyError`].
+    pub fn parse(text: &'a str) -> Result<Self, BodyError> {
+        let mut scanner = Scanner::new(text);
+        let mut elements = Vec::new();
+        let mut envelope = Envelope::default();
+        match scanner.next_byte() {
+            Some(b'[') => scanner.array(|scanner| cut(scanner, &mut elements))?,
+            Some(b'{') => {
+                let mut is_batch = false;
+                let (whole, ()) = scanner.spanned(|scanner| {
+                    scanner.object(|scanner, key| {
+                        match &*key.unescaped() {
+                            b"batch" => {
+                                elements.clear();
+                                is_batch = scanner.next_byte() == Some(b'[');
+                                if is_batch {
+                                    return scanner.array(|scanner| cut(scanner, &mut elements));
+                                }
+                                scanner.value()?;
+                            }
+                            b"api_key" => envelope.api_key = scanner.value()?.non_null(),
+                            b"sent_at" => envelope.sent_at = scanner.value()?.non_null(),
+                            _ => drop(scanner.value()?),
+                        }
+                        Ok::<_, BodyError>(())
+                    })
+                })?;
+                if !is_batch {
+                    envelope = Envelope::default();
+                    elements.push(whole);
+                }
+            }
+            _ => {
+                scanner.value()?;
+                scanner.end()?;
+                return Err(BodyError::NoContainer);
+            }
+        }
+        scanner.end()?;
+        Ok(Self { elements, envelope })
+    }
+}
+
+fn cut<'a>(scanner: &mut Scanner<'a>, elements: &mut Vec<Raw<'a>>) -> Result<(), BodyError> {
+    if elements.len() == MAX_ELEMENTS {
+        return Err(BodyError::TooManyElements);
+    }
+    elements.push(scanner.value()?);
+    Ok(())
+}
+
+/// One PostHog event. A field that is absent or `null` is nothing.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// The event object as it was received.
+    pub raw: Raw<'a>,
+    /// Its name as JSON: a string that is not empty.
+    pub name: Raw<'a>,
+    /// Its identity.
+    pub uuid: EventId<'a>,
+    /// Who it is about.
+    pub distinct_id: Option<Raw<'a>>,
+    /// The id of a known user, beside `distinct_id`.
+    pub user_id: Option<Raw<'a>>,
+    /// When it happened; only the event's own.
+    pub timestamp: Option<Raw<'a>>,
+    /// When it was sent: the event's own, or that of what it came in.
+    pub sent_at: Option<Raw<'a>>,
+    /// Where it came from.
+    pub ip: Option<Raw<'a>>,
+    /// Properties of the person, where SDKs put them.
+    pub set: Option<Raw<'a>>,
+    /// The event's properties.
+    pub properties: Properties<'a>,
+    person: Option<Raw<'a>>,
+    person_properties: Option<Raw<'a>>,
+}
+
+/// An event's `properties`: those with a meaning by name, and all that PostHog did not make up.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "each is the property of the same name, with `$` or without; none is null")]
+pub struct Properties<'a> {
+    pub alias: Option<Raw<'a>>,
+    pub anon_distinct_id: Option<Raw<'a>>,
+    pub category: Option<Raw<'a>>,
+    pub current_url: Option<Raw<'a>>,
+    pub device_id: Option<Raw<'a>>,
+    pub distinct_id: Option<Raw<'a>>,
+    pub group_key: Option<Raw<'a>>,
+    pub group_type: Option<Raw<'a>>,
+    pub groups: Option<Raw<'a>>,
+    pub host: Option<Raw<'a>>,
+    pub ip: Option<Raw<'a>>,
+    pub name: Option<Raw<'a>>,
+    pub os: Option<Raw<'a>>,
+    pub pathname: Option<Raw<'a>>,
+    pub posthog_version: Option<Raw<'a>>,
+    pub referrer: Option<Raw<'a>>,
+    pub screen_height: Option<Raw<'a>>,
+    pub screen_width: Option<Raw<'a>>,
+    pub sent_at: Option<Raw<'a>>,
+    pub set: Option<Raw<'a>>,
+    /// The members whose key does not start with `$`, in their order, repeated keys and nulls included.
+    pub own: Vec<(Text<'a>, Raw<'a>)>,
+}
+
+impl<'a> Event<'a> {
+    /// Decodes an element of `body`'s shape: `{"event": {…}, "person": {…}}` or `{"event": "name", …}`.
+    ///
+    /// # Errors
+    /// When the element does not name an event.
+    pub fn decode(element: Raw<'a>, envelope: &Envelope<'a>) -> Result<Self, Invalid> {
+        if element.as_str().len() > MAX_ELEMENT_BYTES {
+            return Err(Invalid::TooLarge);
+        }
+        if !element.is_object() {
+            return Err(Invalid::NoObject);
+        }
+        let mut scanner = Scanner::new(element.as_str());
+        let mut inner = None;
+        let outer = Fields::scan(&mut scanner, Some(&mut inner)).expect("a raw value has been checked");
+        let Some((raw, inner)) = inner else {
+            return outer.event(element, envelope.sent_at);
+        };
+        let mut event = inner.event(raw, outer.sent_at.or(envelope.sent_at))?;
+        event.person = outer.person.or(event.person);
+        Ok(event)
+    }
+
+    /// Its name as it reads, in bytes: see [`Text::unescaped`].
+    pub fn name(&self) -> Cow<'a, [u8]> {
+        self.name.as_text().map(Text::unescaped).unwrap_or_default()
+    }
+
+    /// The properties of the person who did it, when the body carried them: the webhook destination beside the event,
+    /// older senders inside it, exported files as `person_properties`.
+    pub fn person_properties(&self) -> Option<Raw<'a>> {
+        let of_person = self.person.and_then(|person| member(person, "properties"));
+        of_person.or(self.person_properties).filter(|properties| properties.is_object())
+    }
+}
+
+/// The last member of that name, unless it is null.
+pub fn member<'a>(object: Raw<'a>, name: &str) -> Option<Raw<'a>> {
+    let members = object.members();
+    let named = members.iter().rfind(|(key, _)| *key.unescaped() == *name.as_bytes());
+    named.and_then(|(_, value)| value.non_null())
+}
+
+/// The members of an element that mean something, before it is known what the element is.
+#[derive(Default)]
+struct Fields<'a> {
+    event: Option<Raw<'a>>,
+    uuid: Option<Raw<'a>>,
+    id: Option<Raw<'a>>,
+    distinct_id: Option<Raw<'a>>,
+    user_id: Option<Raw<'a>>,
+    timestamp: Option<Raw<'a>>,
+    sent_at: Option<Raw<'a>>,
+    ip: Option<Raw<'a>>,
+    set: Option<Raw<'a>>,
+    properties: Properties<'a>,
+    person: Option<Raw<'a>>,
+    person_properties: Option<Raw<'a>>,
+    text: Option<Raw<'a>>,
+    batch: Option<Raw<'a>>,
+}
+
+impl<'a> Fields<'a> {
+    /// Walks over an object once. If its `event` is an object, that goes to `inner` (where there is one) with its text.
+    fn scan(scanner: &mut Scanner<'a>, mut inner: Option<&mut Option<(Raw<'a>, Self)>>) -> Result<Self, SyntaxError> {
+        let mut fields = Self::default();
+        scanner.object(|scanner, key| {
+            let field = match &*key.unescaped() {
+                b"event" => {
+                    let is_object = scanner.next_byte() == Some(b'{');
+                    fields.event = match &mut inner {
+                        Some(inner) if is_object => {
+                            **inner = Some(scanner.spanned(|scanner| Self::scan(scanner, None))?);
+                            None
+                        }
+                        Some(inner) => {
+                            **inner = None;
+                            Some(scanner.value()?)
+                        }
+                        None => Some(scanner.value()?),
+                    };
+                    return Ok(());
+                }
+                b"properties" => {
+                    fields.properties = match scanner.next_byte() {
+                        Some(b'{') => Properties::scan(scanner)?,
+                        _ => scanner.value().map(|_| Properties::default())?,
+                    };
+                    return Ok(());
+                }
+                b"uuid" => &mut fields.uuid,
+                b"id" => &mut fields.id,
+                b"distinct_id" => &mut fields.distinct_id,
+                b"$user_id" => &mut fields.user_id,
+                b"timestamp" => &mut fields.timestamp,
+                b"sent_at" => &mut fields.sent_at,
+                b"ip" => &mut fields.ip,
+                b"$set" => &mut fields.set,
+                b"person" => &mut fields.person,
+                b"person_properties" => &mut fields.person_properties,
+                b"text" => &mut fields.text,
+                b"batch" => &mut fields.batch,
+                _ => return scanner.value().map(drop),
+            };
+            *field = scanner.value()?.non_null();
+            Ok(())
+        })?;
+        Ok(fields)
+    }
+
+    fn event(self, raw: Raw<'a>, sent_at: Option<Raw<'a>>) -> Result<Event<'a>, Invalid> {
+        let name = match self.event {
+            Some(event) if event.as_text().is_some_and(|name| !name.as_written().is_empty()) => event,
+            Some(_) => return Err(Invalid::UnusableName),
+            None if self.batch.is_some() => return Err(Invalid::BatchIsNoArray),
+            None if self.text.is_some() => return Err(Invalid::ActionWebhook),
+            None => return Err(Invalid::NoName),
+        };
+        let own_uuid = self.uuid.and_then(EventId::of_uuid).or_else(|| self.id.and_then(EventId::of_id));
+        Ok(Event {
+            raw,
+            name,
+            uuid: own_uuid.unwrap_or_else(|| EventId::made_for(raw, self.timestamp)),
+            distinct_id: self.distinct_id,
+            user_id: self.user_id,
+            timestamp: self.timestamp,
+            sent_at: self.sent_at.or(sent_at),
+            ip: self.ip,
+            set: self.set,
+            properties: self.properties,
+            person: self.person,
+            person_properties: self.person_properties,
+        })
+    }
+}
+
+impl<'a> Properties<'a> {
+    fn scan(scanner: &mut Scanner<'a>) -> Result<Self, SyntaxError> {
+        let mut of = Self { own: Vec::with_capacity(16), ..Self::default() };
+        scanner.object(|scanner, key| {
+            let value = scanner.value()?;
+            let name = key.unescaped();
+            if name.first() != Some(&b'$') {
+                of.own.push((key, value));
+            }
+            let field = match &*name {
+                b"alias" => &mut of.alias,
+                b"category" => &mut of.category,
+                b"distinct_id" => &mut of.distinct_id,
+                b"name" => &mut of.name,
+                b"posthog_version" => &mut of.posthog_version,
+                b"$anon_distinct_id" => &mut of.anon_distinct_id,
+                b"$current_url" => &mut of.current_url,
+                b"$device_id" => &mut of.device_id,
+                b"$group_key" => &mut of.group_key,
+                b"$group_type" => &mut of.group_type,
+                b"$groups" => &mut of.groups,
+                b"$host" => &mut of.host,
+                b"$ip" => &mut of.ip,
+                b"$os" => &mut of.os,
+                b"$pathname" => &mut of.pathname,
+                b"$referrer" => &mut of.referrer,
+                b"$screen_height" => &mut of.screen_height,
+                b"$screen_width" => &mut of.screen_width,
+                b"$sent_at" => &mut of.sent_at,
+                b"$set" => &mut of.set,
+                _ => return Ok(()),
+            };
+            *field = value.non_null();
+            Ok(())
+        })?;
+        Ok(of)
+    }
+}
+
+/// An event's `uuid`, as it was written and as it reads.
+#[derive(Clone, Debug)]
+pub struct EventId<'a> {
+    json: Cow<'a, str>,
+    plain: Cow<'a, str>,
+}
+
+impl<'a> EventId<'a> {
+    /// The `uuid` that any sender sets: every string counts, since it need only be the same on a re-send.
+    fn of_uuid(raw: Raw<'a>) -> Option<Self> {
+        let plain = raw.as_text()?.to_scalar_string();
+        let fits = (1..=MAX_UUID_BYTES).contains(&plain.len());
+        fits.then_some(Self { json: Cow::Borrowed(raw.as_str()), plain })
+    }
+
+    /// The `id` of older senders, which is another thing elsewhere: it counts only if it is a UUID.
+    fn of_id(raw: Raw<'a>) -> Option<Self> {
+        Self::of_uuid(raw).filter(|id| Uuid::try_parse(&id.plain).is_ok())
+    }
+
+    /// An identity for an event that has none: from its bytes if its own timestamp makes them unlike any other's, so that
+    /// a re-send is known again; else a random one, because a duplicate is better than a loss.
+    fn made_for(event: Raw<'a>, timestamp: Option<Raw<'a>>) -> Self {
+        let uuid = match timestamp {
+            Some(_) => Uuid::new_v5(&NAMESPACE, event.as_str().as_bytes()),
+            None => Uuid::new_v4(),
+        };
+        Self { json: Cow::Owned(format!("\"{uuid}\"")), plain: Cow::Owned(uuid.to_string()) }
+    }
+
+    /// The id as JSON, byte for byte as the sender wrote it.
+    pub fn as_json(&self) -> &str {
+        &self.json
+    }
+
+    /// The id as it reads, at most [`MAX_UUID_BYTES`].
+    pub fn as_str(&self) -> &str {
+        &self.plain
+    }
+}
+
+impl fmt::Display for EventId<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.plain)
+    }
+}

@@ -1,0 +1,198 @@
+//! What Variance takes: a call, and the message that carries it.
+
+use std::{fmt, str::FromStr};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::json::Raw;
+
+/// What Variance calls the five things that it understands, by PostHog's names for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Call {
+    /// Something a user did: Variance's `track`.
+    Capture,
+    /// A page that a user saw.
+    Page,
+    /// What is known of a user.
+    Identify,
+    /// Two ids of one user.
+    Alias,
+    /// An account.
+    Group,
+}
+
+impl Call {
+    /// All of them, in the order of their documentation.
+    pub const ALL: [Self; 5] = [Self::Capture, Self::Page, Self::Identify, Self::Alias, Self::Group];
+
+    /// PostHog's name: the name in settings, metrics and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Capture => "capture",
+            Self::Page => "page",
+            Self::Identify => "identify",
+            Self::Alias => "alias",
+            Self::Group => "group",
+        }
+    }
+
+    /// Variance's name: the message's `type`.
+    pub fn type_name(self) -> &'static str {
+        match self {
+            Self::Capture => "track",
+            other => other.name(),
+        }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Call {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|call| call.name() == name).ok_or(())
+    }
+}
+
+/// One POST to Variance, ready to be sent as often as it takes.
+///
+/// The event's id and the body share one allocation, because there may be a great many of them in memory.
+#[derive(Clone)]
+pub struct Message {
+    /// The call that it makes.
+    pub call: Call,
+    bytes: Bytes,
+    id_len: u8,
+}
+
+impl Message {
+    /// Writes a message with `body`, which appends JSON to the buffer that it is given.
+    ///
+    /// `id` names the event in logs and replies; what is over 255 bytes of it is cut. `scratch` lends its memory, so
+    /// that a message takes exactly what it needs.
+    pub fn write(call: Call, id: &str, scratch: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let id = &id[..id.floor_char_boundary(usize::from(u8::MAX))];
+        scratch.clear();
+        scratch.extend_from_slice(id.as_bytes());
+        body(scratch);
+        let id_len = u8::try_from(id.len()).expect("cut to fit");
+        Self { call, bytes: Bytes::copy_from_slice(scratch), id_len }
+    }
+
+    /// The event's `uuid`.
+    pub fn id(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.id_len)]).expect("it was copied from a string")
+    }
+
+    /// The body to post, sharing this message's memory.
+    pub fn body(&self) -> Bytes {
+        self.bytes.slice(usize::from(self.id_len)..)
+    }
+
+    /// The memory that it takes.
+    pub fn allocated(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+impl fmt::Debug for Message {
+    /// Leaves the body out: it is personal data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message").field("call", &self.call).field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+/// A JSON object being written at the end of a buffer.
+#[derive(Debug)]
+pub struct Object<'b> {
+    out: &'b mut Vec<u8>,
+    is_empty: bool,
+}
+
+impl<'b> Object<'b> {
+    /// Writes an object with the members that `fill` gives it, even if there are none.
+    pub fn write(out: &'b mut Vec<u8>, fill: impl FnOnce(&mut Object<'_>)) {
+        out.push(b'{');
+        fill(&mut Object { out, is_empty: true });
+        out.push(b'}');
+    }
+
+    /// Adds a member whose value is JSON already. `key` stands as it is between quotes.
+    pub fn json(&mut self, key: &str, value: &str) {
+        self.key(key);
+        self.out.extend_from_slice(value.as_bytes());
+    }
+
+    /// Adds a member whose value is a piece of what was received, if there is one.
+    pub fn raw(&mut self, key: &str, value: Option<Raw<'_>>) {
+        if let Some(value) = value {
+            self.json(key, value.as_str());
+        }
+    }
+
+    /// Adds a member whose value is a string.
+    pub fn string(&mut self, key: &str, value: &str) {
+        self.key(key);
+        serde_json::to_writer(&mut *self.out, value).expect("a vector takes all that is written to it");
+    }
+
+    /// Adds a member whose value is an object with the members that `fill` gives it; none if it gives none.
+    pub fn object(&mut self, key: &str, fill: impl FnOnce(&mut Object<'_>)) {
+        let (start, was_empty) = (self.out.len(), self.is_empty);
+        self.key(key);
+        self.out.push(b'{');
+        let mut object = Object { out: self.out, is_empty: true };
+        fill(&mut object);
+        if object.is_empty {
+            self.out.truncate(start);
+            self.is_empty = was_empty;
+        } else {
+            self.out.push(b'}');
+        }
+    }
+
+    fn key(&mut self, key: &str) {
+        self.out.extend_from_slice(if std::mem::take(&mut self.is_empty) { b"\"" } else { b",\"" });
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_without_members_is_left_out_but_for_the_outermost() {
+        let mut out = Vec::new();
+        Object::write(&mut out, |object| {
+            object.object("empty", |_| {});
+            object.string("a", "\"\n");
+            object.object("b", |b| {
+                b.object("empty", |empty| empty.object("too", |_| {}));
+                b.json("c", "1");
+            });
+            object.object("empty", |_| {});
+            object.json("d", "null");
+        });
+        assert_eq!(String::from_utf8(out).unwrap(), r#"{"a":"\"\n","b":{"c":1},"d":null}"#);
+        let mut out = Vec::new();
+        Object::write(&mut out, |_| {});
+        assert_eq!(out, b"{}");
+    }
+
+    #[test]
+    fn a_message_keeps_id_and_body_apart_and_shows_no_body() {
+        let mut scratch = b"rubbish".to_vec();
+        let message = Message::write(Call::Capture, "an-id", &mut scratch, |out| out.extend_from_slice(b"{\"a\":1}"));
+        assert_eq!((message.id(), &*message.body()), ("an-id", &b"{\"a\":1}"[..]));
+        assert_eq!(format!("{message:?}"), r#"Message { call: Capture, id: "an-id", .. }"#);
+    }
+}

@@ -1,9 +1,38 @@
 //! Variance's webhook: one attempt at a time, and whose fault it is when it fails.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    error::Error as _,
+    fmt, io,
+    path::PathBuf,
+    sync::{
+        RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 
-use axum::http::HeaderValue;
+use axum::http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+};
+use bytes::Bytes;
+use reqwest::{Client, Method, Request, Response, redirect};
+use tokio::time::timeout;
 use url::Url;
+
+use crate::backoff;
+
+/// How this program presents itself.
+pub const USER_AGENT: &str = concat!("variance-connector/", env!("CARGO_PKG_VERSION"));
+
+/// The longest that connecting may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an idle connection is kept: less than servers usually do (Node 5 s), so that we are the first to close it.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How much of a reply's body is read, and for how long, only to use the connection again.
+const REPLY_LIMIT: (usize, Duration) = (16 << 10, Duration::from_secs(1));
 
 /// Where messages go, and how long one attempt may take.
 #[derive(Clone, Debug)]
@@ -14,6 +43,8 @@ pub struct Settings {
     pub authorization: Authorization,
     /// From the start of an attempt to the end of the reply's head.
     pub attempt_timeout: Duration,
+    /// Whether `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are heeded.
+    pub use_proxy: bool,
 }
 
 /// The value of the `Authorization` header, and where to look for a newer one.
@@ -23,4 +54,252 @@ pub struct Authorization {
     pub value: HeaderValue,
     /// The file that it was read from.
     pub file: Option<PathBuf>,
+}
+
+impl Authorization {
+    /// The header value that a file holds, without white space at its end.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is empty or holds what no header can carry.
+    pub fn read(file: PathBuf) -> io::Result<Self> {
+        let text = std::fs::read_to_string(&file)?;
+        let text = text.trim_end();
+        if text.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty"));
+        }
+        let mut value = HeaderValue::from_str(text)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the file holds what no HTTP header can carry"))?;
+        value.set_sensitive(true);
+        Ok(Self { value, file: Some(file) })
+    }
+}
+
+/// What came of one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Variance has the event.
+    Accepted,
+    /// Variance will not have this event, and it is the event's fault.
+    Refused(StatusCode),
+    /// Anything else: Variance may have the event later.
+    Failed {
+        /// What went wrong.
+        fault: Fault,
+        /// How long Variance asked to be left alone.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// What can be wrong with the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It answered, but neither took the event nor blamed it.
+    #[error("Variance answered {0}")]
+    Status(StatusCode),
+    /// It did not answer in time.
+    #[error("Variance did not answer in time")]
+    Timeout,
+    /// Its name is not known.
+    #[error("the name of Variance's host could not be resolved")]
+    Dns,
+    /// Its certificate cannot be trusted, or it speaks no TLS.
+    #[error("no trusted TLS connection to Variance's host")]
+    Tls,
+    /// Nothing listens there.
+    #[error("no connection to Variance's host")]
+    Connect,
+    /// The connection broke before the reply was complete.
+    #[error("the connection to Variance broke before its answer")]
+    Broken,
+}
+
+impl Fault {
+    /// Whether Variance did not take the credential.
+    pub fn is_credential(self) -> bool {
+        matches!(self, Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
+    }
+}
+
+impl Verdict {
+    /// Whose fault a status is.
+    pub fn of_status(status: StatusCode) -> Self {
+        match status.as_u16() {
+            200..=299 => Self::Accepted,
+            401 | 403 | 404 | 405 | 407 | 408 | 410 | 425 | 429 => Self::failed(Fault::Status(status)),
+            400..=499 => Self::Refused(status),
+            _ => Self::failed(Fault::Status(status)),
+        }
+    }
+
+    fn failed(fault: Fault) -> Self {
+        Self::Failed { fault, retry_after: None }
+    }
+}
+
+/// A client of one webhook URL.
+pub struct Destination {
+    client: Client,
+    url: Url,
+    headers: RwLock<HeaderMap>,
+    authorization_file: Option<PathBuf>,
+    /// Variance did not take the credential: look for a newer one before the next attempt.
+    credential_in_doubt: AtomicBool,
+    attempt_timeout: Duration,
+}
+
+impl Destination {
+    /// A client that may have `connections` open.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up: there are no root certificates.
+    pub fn new(settings: Settings, connections: usize) -> reqwest::Result<Self> {
+        let Settings { webhook_url, authorization, attempt_timeout, use_proxy } = settings;
+        let mut client = Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(CONNECT_TIMEOUT.min(attempt_timeout))
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_max_idle_per_host(connections);
+        if !use_proxy {
+            client = client.no_proxy();
+        }
+        let headers = HeaderMap::from_iter([
+            (AUTHORIZATION, authorization.value),
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        ]);
+        Ok(Self {
+            client: client.build()?,
+            url: webhook_url,
+            headers: RwLock::new(headers),
+            authorization_file: authorization.file,
+            credential_in_doubt: AtomicBool::new(false),
+            attempt_timeout,
+        })
+    }
+
+    /// Makes one attempt. The rest of the reply should be [discarded](Rest::discard), so that the connection can be used
+    /// again.
+    pub async fn post(&self, body: Bytes) -> (Verdict, Rest) {
+        if self.credential_in_doubt.load(Ordering::Relaxed) {
+            self.read_credential_again();
+        }
+        let reply = match timeout(self.attempt_timeout, self.send(body)).await {
+            Err(_elapsed) => return (Verdict::failed(Fault::Timeout), Rest(None)),
+            Ok(Err(error)) => return (Verdict::failed(fault_of(&error)), Rest(None)),
+            Ok(Ok(reply)) => reply,
+        };
+        let mut verdict = Verdict::of_status(reply.status());
+        if let Verdict::Failed { fault, retry_after } = &mut verdict {
+            self.credential_in_doubt.fetch_or(fault.is_credential(), Ordering::Relaxed);
+            if matches!(reply.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+                let asked = reply.headers().get(RETRY_AFTER);
+                *retry_after = asked.and_then(|value| backoff::retry_after(value.as_bytes(), SystemTime::now()));
+            }
+        }
+        (verdict, Rest(Some(reply)))
+    }
+
+    /// Sends the request, and at once a second time if the connection breaks: most often it had been idle and Variance
+    /// closed it just then.
+    async fn send(&self, body: Bytes) -> reqwest::Result<Response> {
+        match self.client.execute(self.request(body.clone())).await {
+            Err(error) if fault_of(&error) == Fault::Broken => self.client.execute(self.request(body)).await,
+            result => result,
+        }
+    }
+
+    fn request(&self, body: Bytes) -> Request {
+        let mut request = Request::new(Method::POST, self.url.clone());
+        request.headers_mut().clone_from(&self.headers.read().expect("no panic while it is held"));
+        *request.body_mut() = Some(body.into());
+        request
+    }
+
+    fn read_credential_again(&self) {
+        let Some(file) = &self.authorization_file else { return };
+        self.credential_in_doubt.store(false, Ordering::Relaxed);
+        match Authorization::read(file.clone()) {
+            Ok(Authorization { value, .. }) => {
+                let mut headers = self.headers.write().expect("no panic while it is held");
+                if headers.insert(AUTHORIZATION, value.clone()).is_none_or(|old| old != value) {
+                    tracing::info!("Variance's credential was read again: it has changed");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "Variance's credential could not be read again"),
+        }
+    }
+}
+
+impl fmt::Debug for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Destination").field("host", &self.url.host_str()).finish_non_exhaustive()
+    }
+}
+
+/// What is left of a reply whose head has told all.
+#[derive(Debug)]
+pub struct Rest(Option<Response>);
+
+impl Rest {
+    /// Reads the rest within limits, so that the connection can be used again; beyond them it is closed.
+    pub async fn discard(self) {
+        let Some(mut reply) = self.0.filter(|reply| reply.content_length() != Some(0)) else { return };
+        let (bytes, time) = REPLY_LIMIT;
+        let read = async {
+            let mut left = bytes;
+            while let Ok(Some(chunk)) = reply.chunk().await {
+                match left.checked_sub(chunk.len()) {
+                    Some(less) => left = less,
+                    None => break,
+                }
+            }
+        };
+        // Whether it ended or not makes no difference: dropping a reply that is not read to its end closes the connection.
+        drop(timeout(time, read).await);
+    }
+}
+
+/// What an error of the client means. Its own text names the URL, so it is not shown.
+fn fault_of(error: &reqwest::Error) -> Fault {
+    let mut connecting = error.is_connect();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.is::<rustls::Error>() {
+            return Fault::Tls;
+        }
+        // The resolver's error type is private to the client's connector; its text is what tells it.
+        if connecting && error.to_string().starts_with("dns error") {
+            return Fault::Dns;
+        }
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+        connecting &= cause.is_some();
+    }
+    match error {
+        error if error.is_timeout() => Fault::Timeout,
+        error if error.is_connect() => Fault::Connect,
+        _ => Fault::Broken,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_is_either_success_or_the_events_fault_or_the_destinations() {
+        for code in 100..1000 {
+            let status = StatusCode::from_u16(code).unwrap();
+            let expected = match code {
+                200..=299 => Verdict::Accepted,
+                400 | 402 | 406 | 409 | 411..=424 | 426..=428 | 430..=499 => Verdict::Refused(status),
+                _ => Verdict::failed(Fault::Status(status)),
+            };
+            assert_eq!(Verdict::of_status(status), expected, "{code}");
+        }
+    }
 }

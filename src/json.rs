@@ -436,7 +436,7 @@ fn plain_prefix(bytes: &[u8]) -> usize {
         at += 8;
     }
     let is_special = |&byte: &u8| byte == b'"' || byte == b'\\' || byte < 0x20;
-    at + words.remainder().iter().position(is_special).unwrap_or(words.remainder().len())
+    at + words.remainder().iter().position(is_special).unwrap_or_else(|| words.remainder().len())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,12 @@
 //! Forwards PostHog events to Variance.
 
 pub mod auth;
+pub mod backoff;
+pub mod breaker;
 pub mod destination;
 pub mod json;
 pub mod mapping;
+pub mod metrics;
 pub mod outbox;
 pub mod posthog;
 pub mod secret;

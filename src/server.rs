@@ -1,6 +1,68 @@
-//! The HTTP face.
+//! The HTTP face: connections, routes, and how they end.
+//!
+//! The caller owns the listener and the reason to stop. `axum::serve` is not used because it has neither a timeout for
+//! the head of a request nor a cap on connections.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::pin,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    body::{Budget, Charge, ReadError},
+    intake::{Intake, Patience},
+    reply::Reply,
+};
+use crate::{
+    mapping,
+    metrics::{self, Metrics},
+    outbox::Outbox,
+    posthog,
+};
+
+mod body;
+mod intake;
+mod reply;
+
+/// How long a sender may take for the head of a request; also how long a connection may be idle, which must be more than
+/// the 10 s for which PostHog keeps one (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
+const MAX_CONNECTIONS: usize = 2048;
+
+/// How many connections wait to be accepted: PostHog's bursts must not be lost to the kernel's queue.
+const BACKLOG: u32 = 2048;
+
+/// The longest that a batch's body may take to arrive.
+const BATCH_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Before the end of the grace: when requests in flight are answered, whatever became of their events.
+const HURRY_BEFORE_END: Duration = Duration::from_millis(500);
+
+/// How long replies that have been made may take to leave.
+const FLUSH_FOR: Duration = Duration::from_millis(200);
 
 /// The address, and the limits of a request.
 #[derive(Clone, Debug)]
@@ -15,4 +77,318 @@ pub struct Settings {
     pub max_body: usize,
     /// How long a stopping server may take to finish what it has.
     pub shutdown_grace: Duration,
+}
+
+/// Binds a listener with a queue long enough for PostHog's bursts.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until `shutdown`, then finishes what it has within the grace. Returns how many events were abandoned.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    mapping: mapping::Settings,
+    outbox: Outbox,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> usize {
+    let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace } = settings;
+    let draining = CancellationToken::new();
+    let hurry = CancellationToken::new();
+    let intake = Intake {
+        mapping,
+        outbox: outbox.clone(),
+        metrics: metrics.clone(),
+        draining: draining.clone(),
+        hurry: hurry.clone(),
+    };
+    let app = App {
+        webhook: Route {
+            name: "webhook",
+            deadline: webhook_deadline,
+            body_timeout: webhook_deadline,
+            budget: Budget::new(2 * max_body),
+        },
+        batch: Route {
+            name: "batch",
+            deadline: batch_deadline,
+            body_timeout: batch_deadline.min(BATCH_BODY_TIMEOUT),
+            budget: Budget::new(2 * max_body),
+        },
+        max_body,
+        intake,
+        requests: TaskTracker::new(),
+        started: Instant::now(),
+    };
+    let connections = Connections { tracker: TaskTracker::new(), ending: CancellationToken::new(), app: app.clone() };
+    let accepting = connections.accept(listener);
+    let ending = async {
+        shutdown.cancelled().await;
+        let end = Instant::now() + shutdown_grace;
+        tracing::info!(grace = %humantime::format_duration(shutdown_grace), "stopping: no more events are taken in");
+        draining.cancel();
+        app.requests.close();
+        let finished = async {
+            outbox.emptied().await;
+            app.requests.wait().await;
+        };
+        if timeout_at(end - HURRY_BEFORE_END.min(shutdown_grace / 2), finished).await.is_err() {
+            hurry.cancel();
+            drop(timeout_at(end, app.requests.wait()).await);
+        }
+        connections.ending.cancel();
+        connections.tracker.close();
+        drop(timeout(FLUSH_FOR, connections.tracker.wait()).await);
+    };
+    tokio::select! {
+        never = accepting => match never {},
+        () = ending => {}
+    }
+    let abandoned = outbox.close().await;
+    tracing::info!(abandoned, "stopped");
+    abandoned
+}
+
+struct Connections {
+    tracker: TaskTracker,
+    ending: CancellationToken,
+    app: App,
+}
+
+impl Connections {
+    async fn accept(&self, listener: TcpListener) -> std::convert::Infallible {
+        let permits = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let router = self.app.router();
+        loop {
+            let permit = std::sync::Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Most often there are no descriptors left: only time can help.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (router, ending, metrics) = (router.clone(), self.ending.clone(), self.app.intake.metrics.clone());
+            self.tracker.spawn(async move {
+                metrics.connections().inc();
+                connection(stream, router, ending).await;
+                metrics.connections().dec();
+                drop(permit);
+            });
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, ending: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection ended at once");
+        return;
+    }
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = ending.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// What every request can use.
+#[derive(Clone, Debug)]
+struct App {
+    webhook: Route,
+    batch: Route,
+    max_body: usize,
+    intake: Intake,
+    /// Requests in flight, and bodies being discarded.
+    requests: TaskTracker,
+    started: Instant,
+}
+
+/// One of the two routes that take events.
+#[derive(Clone, Debug)]
+struct Route {
+    name: &'static str,
+    deadline: Duration,
+    body_timeout: Duration,
+    budget: Budget,
+}
+
+impl App {
+    fn router(&self) -> Router {
+        let webhook = post(|State(app): State<Self>, request| async move { app.receive(&app.webhook, request).await });
+        let batch = post(|State(app): State<Self>, request| async move { app.receive(&app.batch, request).await });
+        let healthz = get(|State(app): State<Self>| async move { app.health("healthz") });
+        let readyz = get(|State(app): State<Self>| async move { app.health("readyz") });
+        let metrics = get(|State(app): State<Self>| async move { app.metrics() });
+        let mut router = Router::new();
+        for (path, route) in [
+            ("/webhook", webhook),
+            ("/batch", batch),
+            ("/healthz", healthz),
+            ("/readyz", readyz),
+            ("/metrics", metrics),
+        ] {
+            router = router.route(path, route.clone()).route(&format!("{path}/"), route);
+        }
+        router
+            .fallback(|State(app): State<Self>, request: Request| async move {
+                app.early(Reply::error(StatusCode::NOT_FOUND, "no such path: events go to /webhook or /batch"), request)
+            })
+            .method_not_allowed_fallback(|State(app): State<Self>, request: Request| async move {
+                app.early(Reply::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path"), request)
+            })
+            .with_state(self.clone())
+    }
+
+    async fn receive(&self, route: &Route, request: Request) -> Response {
+        let _in_flight = self.requests.token();
+        let start = Instant::now();
+        let reply = self.answer(route, request, start).await;
+        self.intake.metrics.replied(route.name, reply.status, start.elapsed());
+        tracing::debug!(
+            route = route.name,
+            status = reply.status.as_u16(),
+            received = reply.report.received,
+            "replied"
+        );
+        reply.into_response()
+    }
+
+    async fn answer(&self, route: &Route, request: Request, start: Instant) -> Reply {
+        let patience = Patience { arrived: SystemTime::now(), deadline: start + route.deadline };
+        let (head, mut body) = request.into_parts();
+        let mut charge = Charge::new(vec![route.budget.clone()]);
+        let bytes = match self.judge(&head.headers) {
+            Err(reply) => Err(reply),
+            Ok(()) => {
+                let read = body::read(&mut body, self.max_body, &mut charge, start + route.body_timeout);
+                tokio::select! {
+                    read = read => read.map_err(|error| self.read_error(error)),
+                    () = self.intake.draining.cancelled() => Err(Reply::draining()),
+                }
+            }
+        };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(reply) => {
+                self.discard(body);
+                return reply;
+            }
+        };
+        let size = bytes.len();
+        let body = match std::str::from_utf8(&bytes) {
+            Ok(text) => posthog::Body::parse(text),
+            Err(_) => return Reply::error(StatusCode::BAD_REQUEST, "the body is not JSON: it is not UTF-8"),
+        };
+        match body {
+            Ok(body) => {
+                self.intake.metrics.received(body.elements.len(), size);
+                self.intake.forward(&body, patience).await
+            }
+            Err(error @ posthog::BodyError::TooManyElements) => {
+                Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
+            Err(error) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+        }
+    }
+
+    /// What can be said of a request before its body is read.
+    fn judge(&self, headers: &HeaderMap) -> Result<(), Reply> {
+        if self.intake.draining.is_cancelled() {
+            return Err(Reply::draining());
+        }
+        if !is_json(headers) {
+            let reason = "the content type must be application/json (or text/plain, or none)";
+            return Err(Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
+        }
+        Ok(())
+    }
+
+    fn read_error(&self, error: ReadError) -> Reply {
+        match error {
+            ReadError::TooLarge => {
+                let limit = bytesize::ByteSize(self.max_body as u64).display().iec();
+                Reply::error(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is larger than server.max_body ({limit})"),
+                )
+            }
+            ReadError::Full => Reply::error(StatusCode::TOO_MANY_REQUESTS, body::Full.to_string()),
+            ReadError::TooLate => Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time"),
+            ReadError::BrokenOff => Reply::error(StatusCode::BAD_REQUEST, "the body broke off"),
+        }
+    }
+
+    /// A reply to a request whose body nobody wants.
+    fn early(&self, reply: Reply, request: Request) -> Response {
+        self.discard(request.into_body());
+        self.intake.metrics.replied("other", reply.status, Duration::ZERO);
+        reply.into_response()
+    }
+
+    /// Lets the sender finish, so that it reads its reply. Not for long, and not when the server stops.
+    fn discard(&self, body: Body) {
+        if !hyper::body::Body::is_end_stream(&body) {
+            let ending = self.intake.hurry.clone();
+            tokio::spawn(async move { ending.run_until_cancelled(body::discard(body)).await });
+        }
+    }
+
+    fn health(&self, route: &'static str) -> Response {
+        let is_draining = self.intake.draining.is_cancelled();
+        let status = match is_draining && route == "readyz" {
+            true => StatusCode::SERVICE_UNAVAILABLE,
+            false => StatusCode::OK,
+        };
+        self.intake.metrics.replied(route, status, Duration::ZERO);
+        let (health, snapshot) = (self.intake.outbox.health(), self.intake.outbox.snapshot());
+        let time = |time: SystemTime| humantime::format_rfc3339_millis(time).to_string();
+        let body = serde_json::json!({
+            "status": if is_draining { "draining" } else { "ok" },
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "destination": {
+                "state": health.state,
+                "since": time(health.since),
+                "reason": health.reason.map(|fault| fault.to_string()),
+                "last_success": health.last_success().map(time),
+            },
+            "held": {
+                "events": snapshot.held_events,
+                "bytes": snapshot.held_bytes,
+                "oldest_seconds": snapshot.held_oldest.as_secs(),
+            },
+        });
+        (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    }
+
+    fn metrics(&self) -> Response {
+        self.intake.metrics.replied("metrics", StatusCode::OK, Duration::ZERO);
+        let text = self.intake.metrics.encode(self.intake.outbox.snapshot());
+        ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+    }
+}
+
+/// Whether the body may be JSON by its type: senders often leave it out, and browsers say `text/plain`.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return true };
+    let Ok(content_type) = content_type.to_str() else { return false };
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(essence.as_str(), "" | "application/json" | "text/plain") || essence.ends_with("+json")
 }

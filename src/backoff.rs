@@ -1,0 +1,120 @@
+//! How long to wait before the next attempt.
+
+use std::time::{Duration, SystemTime};
+
+use fastrand::Rng;
+
+/// The longest wait that a `Retry-After` can ask for.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// A delay that doubles with each attempt up to a cap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    base: Duration,
+    cap: Duration,
+}
+
+impl Backoff {
+    /// A backoff of `base` after the first failure and never more than `cap`.
+    ///
+    /// # Panics
+    /// If `base` is zero or over `cap`: such a backoff would be none.
+    pub const fn new(base: Duration, cap: Duration) -> Self {
+        assert!(!base.is_zero() && base.as_nanos() <= cap.as_nanos(), "a backoff needs 0 < base <= cap");
+        Self { base, cap }
+    }
+
+    /// Anything from nothing to the full delay after `failures` of them ("full jitter"): senders that failed together do
+    /// not come back together.
+    pub fn full_jitter(&self, failures: u32, rng: &mut Rng) -> Duration {
+        self.full(failures).mul_f64(rng.f64())
+    }
+
+    /// Anything from half the delay to all of it ("equal jitter"): where a pause must be one.
+    pub fn equal_jitter(&self, failures: u32, rng: &mut Rng) -> Duration {
+        self.full(failures).mul_f64(0.5 + 0.5 * rng.f64())
+    }
+
+    /// The delay after `failures` of them, at least one.
+    fn full(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
+        self.base.saturating_mul(1 << doublings).min(self.cap)
+    }
+}
+
+/// What a `Retry-After` asks for: whole seconds or an HTTP date (RFC 9110, section 10.2.3), at most
+/// [`MAX_RETRY_AFTER`]. Nothing if it is zero, past or neither of the two.
+pub fn retry_after(value: &[u8], now: SystemTime) -> Option<Duration> {
+    let value = std::str::from_utf8(value).ok()?.trim_ascii();
+    let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        httpdate::parse_http_date(value).ok()?.duration_since(now).ok()?
+    };
+    (!wait.is_zero()).then_some(wait.min(MAX_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_delay_stays_between_nothing_and_its_doubled_base_or_cap(failures in 1..u32::MAX, seed: u64) {
+            let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+            let full = Duration::from_millis(100 * 2_u64.pow((failures - 1).min(20))).min(Duration::from_secs(30));
+            let mut rng = Rng::with_seed(seed);
+            prop_assert!(backoff.full_jitter(failures, &mut rng) <= full);
+            let equal = backoff.equal_jitter(failures, &mut rng);
+            prop_assert!(full / 2 <= equal && equal <= full);
+        }
+
+        #[test]
+        fn no_retry_after_is_over_the_limit_or_zero(value: Vec<u8>, now: u32) {
+            let wait = retry_after(&value, SystemTime::UNIX_EPOCH + Duration::from_secs(now.into()));
+            prop_assert!(wait.is_none_or(|wait| !wait.is_zero() && wait <= MAX_RETRY_AFTER));
+        }
+    }
+
+    #[test]
+    fn full_jitter_spreads_over_the_whole_range() {
+        let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1));
+        let mut rng = Rng::with_seed(7);
+        let delays: Vec<_> = (0..1000).map(|_| backoff.full_jitter(1, &mut rng).as_millis()).collect();
+        for tenth in 0..10 {
+            let count = delays.iter().filter(|&&delay| delay / 100 == tenth).count();
+            assert!((60..=140).contains(&count), "{count} of 1000 delays in the tenth number {tenth}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_by_its_grammar() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, seconds) in [
+            ("120", Some(120)),
+            (" 7 ", Some(7)),
+            ("301", Some(300)),
+            ("99999999999999999999999999", Some(300)),
+            ("Sun, 06 Nov 1994 08:49:57 GMT", Some(20)),
+            ("Sunday, 06-Nov-94 08:49:57 GMT", Some(20)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(300)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", None),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", None),
+            ("0", None),
+            ("-1", None),
+            ("+5", None),
+            ("1.5", None),
+            ("inf", None),
+            ("NaN", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(retry_after(value.as_bytes(), now), seconds.map(Duration::from_secs), "{value:?}");
+        }
+    }
+}

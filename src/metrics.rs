@@ -1,0 +1,259 @@
+//! What is counted, and how Prometheus reads it.
+//!
+//! Every label comes from a closed set. When nothing is moving, what was received is the sum of `events_total` over its
+//! outcomes, of what joined, and of what is held.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::http::StatusCode;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+};
+
+use crate::{
+    destination::{Fault, Verdict},
+    mapping::Filtered,
+    variance::Call,
+};
+
+/// The content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// How an event can end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Variance has it.
+    Delivered,
+    /// It is not one to forward.
+    Filtered,
+    /// Variance will not have it.
+    Refused,
+    /// It is no event.
+    Invalid,
+    /// It was held until the end of its time, or of the process's.
+    Abandoned,
+    /// The sender keeps it: told 503 or 429, and not taken in.
+    Returned,
+}
+
+impl Outcome {
+    const ALL: [Self; 6] =
+        [Self::Delivered, Self::Filtered, Self::Refused, Self::Invalid, Self::Abandoned, Self::Returned];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Filtered => "filtered",
+            Self::Refused => "refused",
+            Self::Invalid => "invalid",
+            Self::Abandoned => "abandoned",
+            Self::Returned => "returned",
+        }
+    }
+}
+
+/// All metrics of one service: a value that is handed down, not a global.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    received: IntCounter,
+    /// By call, the last being none, and by outcome: looked up once, because each event touches them.
+    events: [[IntCounter; 6]; 6],
+    joined: IntCounter,
+    filtered: [IntCounter; 3],
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    received_bytes: IntCounter,
+    attempts: [IntCounter; 6],
+    attempt_seconds: Histogram,
+    breaker_openings: IntCounter,
+    auth_failures: IntCounterVec,
+    connections: IntGauge,
+    held_events: IntGauge,
+    held_bytes: IntGauge,
+    held_limit: IntGauge,
+    held_oldest: Gauge,
+    remembered: IntGauge,
+    state: IntGaugeVec,
+}
+
+/// What is read when Prometheus asks, not counted on the way.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot {
+    /// Events in memory that Variance does not have.
+    pub held_events: usize,
+    /// What they take.
+    pub held_bytes: usize,
+    /// What they may take.
+    pub held_limit: usize,
+    /// How long the oldest has been there.
+    pub held_oldest: Duration,
+    /// Final outcomes in memory.
+    pub remembered: usize,
+    /// Variance's state: one of [`STATES`].
+    pub state: &'static str,
+}
+
+/// The states that Variance can be in.
+pub const STATES: [&str; 4] = ["unknown", "up", "failing", "paused"];
+
+const PREFIX: &str = "variance_connector_";
+
+impl Metrics {
+    /// Counts from zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name, help| register(&registry, IntCounter::with_opts(opts(name, help)));
+        let counters = |name, help, labels: &[&str]| register(&registry, IntCounterVec::new(opts(name, help), labels));
+        let gauge = |name, help| register(&registry, IntGauge::with_opts(opts(name, help)));
+        let histogram_opts = |name, help| {
+            let buckets =
+                vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 240.0];
+            HistogramOpts::new(format!("{PREFIX}{name}"), help).buckets(buckets)
+        };
+
+        let events = counters("events_total", "Events by how they ended.", &["call", "outcome"]);
+        let call_names: [&str; 6] = std::array::from_fn(|call| Call::ALL.get(call).map_or("none", |call| call.name()));
+        let filtered = counters("filtered_events_total", "Events not forwarded on purpose.", &["reason"]);
+        let attempts = counters("attempts_total", "Attempts to post to Variance, by result.", &["result"]);
+        let state = IntGaugeVec::new(opts("destination_state", "Variance's state: 1 for the current one."), &["state"]);
+        let build = IntGaugeVec::new(opts("build_info", "This program's version."), &["version"]);
+        register(&registry, build).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(ProcessCollector::for_self())).expect("its names are no one else's");
+
+        Self(Arc::new(Inner {
+            received: counter("received_events_total", "Events in bodies that were taken."),
+            events: call_names
+                .map(|call| Outcome::ALL.map(|outcome| events.with_label_values(&[call, outcome.name()]))),
+            joined: counter("joined_events_total", "Re-sends of an event that was under way or remembered."),
+            filtered: ["no_call", "call_off", "excluded"].map(|reason| filtered.with_label_values(&[reason])),
+            requests: counters("requests_total", "Requests by route and status.", &["route", "status"]),
+            request_seconds: register(
+                &registry,
+                HistogramVec::new(histogram_opts("request_duration_seconds", "Time to reply to a sender."), &["route"]),
+            ),
+            received_bytes: counter("received_bytes_total", "Bytes of bodies, before decompression."),
+            attempts: ["accepted", "refused", "status", "timeout", "connect", "broken"]
+                .map(|result| attempts.with_label_values(&[result])),
+            attempt_seconds: register(
+                &registry,
+                Histogram::with_opts(histogram_opts("attempt_duration_seconds", "Time of one attempt to post.")),
+            ),
+            breaker_openings: counter("breaker_openings_total", "Times that posting to Variance was paused."),
+            auth_failures: counters("auth_failures_total", "Requests without a right credential.", &["reason"]),
+            connections: gauge("connections", "Open connections from senders."),
+            held_events: gauge("held_events", "Events in memory that Variance does not have yet."),
+            held_bytes: gauge("held_bytes", "Memory of the events held."),
+            held_limit: gauge("held_limit_bytes", "The most that held_bytes can be."),
+            held_oldest: register(
+                &registry,
+                Gauge::with_opts(opts("held_oldest_seconds", "Age of the oldest event held; 0 if none is.")),
+            ),
+            remembered: gauge("remembered_outcomes", "Final outcomes in memory, from which re-sends are answered."),
+            state: register(&registry, state),
+            registry,
+        }))
+    }
+
+    /// Counts the events of a body.
+    pub fn received(&self, events: usize, bytes: usize) {
+        self.0.received.inc_by(events as u64);
+        self.0.received_bytes.inc_by(bytes as u64);
+    }
+
+    /// Counts the end of `count` events; `call` is nothing where it is not known.
+    pub fn ended(&self, call: Option<Call>, outcome: Outcome, count: usize) {
+        let call = call.map_or(Call::ALL.len(), |call| call as usize);
+        self.0.events[call][outcome as usize].inc_by(count as u64);
+    }
+
+    /// Counts an event that is not forwarded, and why.
+    pub fn filtered(&self, reason: Filtered) {
+        let (call, reason) = match reason {
+            Filtered::NoCall => (None, 0),
+            Filtered::CallOff(call) => (Some(call), 1),
+            Filtered::Excluded => (None, 2),
+        };
+        self.ended(call, Outcome::Filtered, 1);
+        self.0.filtered[reason].inc();
+    }
+
+    /// Counts a re-send.
+    pub fn joined(&self) {
+        self.0.joined.inc();
+    }
+
+    /// Counts an attempt and its time.
+    pub fn attempted(&self, verdict: Verdict, time: Duration) {
+        let result = match verdict {
+            Verdict::Accepted => 0,
+            Verdict::Refused(_) => 1,
+            Verdict::Failed { fault: Fault::Status(_), .. } => 2,
+            Verdict::Failed { fault: Fault::Timeout, .. } => 3,
+            Verdict::Failed { fault: Fault::Connect | Fault::Dns | Fault::Tls, .. } => 4,
+            Verdict::Failed { fault: Fault::Broken, .. } => 5,
+        };
+        self.0.attempts[result].inc();
+        self.0.attempt_seconds.observe(time.as_secs_f64());
+    }
+
+    /// Counts a pause.
+    pub fn breaker_opened(&self) {
+        self.0.breaker_openings.inc();
+    }
+
+    /// Counts a reply and the time it took. `route` must be one of a closed set.
+    pub fn replied(&self, route: &'static str, status: StatusCode, time: Duration) {
+        self.0.requests.with_label_values(&[route, status.as_str()]).inc();
+        if matches!(route, "webhook" | "batch") {
+            self.0.request_seconds.with_label_values(&[route]).observe(time.as_secs_f64());
+        }
+    }
+
+    /// Counts a sender without a right credential. `reason` must be one of a closed set.
+    pub fn auth_failed(&self, reason: &'static str) {
+        self.0.auth_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// The gauge of open connections.
+    pub fn connections(&self) -> &IntGauge {
+        &self.0.connections
+    }
+
+    /// Prometheus's text, with what `now` says of the moment.
+    pub fn encode(&self, now: Snapshot) -> Vec<u8> {
+        let Snapshot { held_events, held_bytes, held_limit, held_oldest, remembered, state } = now;
+        let set = |gauge: &IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.0.held_events, held_events);
+        set(&self.0.held_bytes, held_bytes);
+        set(&self.0.held_limit, held_limit);
+        set(&self.0.remembered, remembered);
+        self.0.held_oldest.set(held_oldest.as_secs_f64());
+        for name in STATES {
+            self.0.state.with_label_values(&[name]).set(i64::from(name == state));
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.0.registry.gather(), &mut text).expect("a vector takes all that is written");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("{PREFIX}{name}"), help)
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = collector.expect("names and labels are well-formed");
+    registry.register(Box::new(collector.clone())).expect("every name is registered once");
+    collector
+}

@@ -1,0 +1,90 @@
+//! What is known of Variance's state.
+
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::{Outcome, Refusal};
+use crate::destination::Fault;
+
+/// How many refusals without a delivery between them mean that something is wrong for all.
+const REFUSALS_IN_A_ROW: u32 = 100;
+
+/// Variance's state, and since when.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// One of [`crate::metrics::STATES`].
+    pub state: &'static str,
+    /// When that began.
+    pub since: SystemTime,
+    /// What is wrong, while something is.
+    pub reason: Option<Fault>,
+    last_success: Option<Instant>,
+    refused_in_a_row: u32,
+    /// What there is to log: the state has changed from or to paused.
+    pub(super) news: Option<News>,
+}
+
+/// A change that operators want to know.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum News {
+    /// Posting is paused.
+    Paused(Fault),
+    /// It goes on after a pause that began then.
+    Resumed(SystemTime),
+    /// So many events in a row were refused.
+    RefusesAll(Refusal, u32),
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            state: "unknown",
+            since: SystemTime::now(),
+            reason: None,
+            last_success: None,
+            refused_in_a_row: 0,
+            news: None,
+        }
+    }
+}
+
+impl Health {
+    /// When Variance took an event last.
+    pub fn last_success(&self) -> Option<SystemTime> {
+        self.last_success.and_then(|last| SystemTime::now().checked_sub(last.elapsed()))
+    }
+
+    pub(super) fn answered(&mut self, outcome: Outcome, now: Instant) {
+        if let Outcome::Refused(refusal) = outcome {
+            self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
+            if self.refused_in_a_row == REFUSALS_IN_A_ROW {
+                self.news = Some(News::RefusesAll(refusal, REFUSALS_IN_A_ROW));
+            }
+        } else {
+            self.last_success = Some(now);
+            self.refused_in_a_row = 0;
+        }
+        if self.state != "up" {
+            if self.state == "paused" {
+                self.news = Some(News::Resumed(self.since));
+            }
+            self.enter("up", None);
+        }
+    }
+
+    pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, was_closed: bool) {
+        let state = if is_paused { "paused" } else { "failing" };
+        if is_paused && was_closed {
+            self.news = Some(News::Paused(fault));
+        }
+        if state != self.state {
+            self.enter(state, Some(fault));
+        }
+        self.reason = Some(fault);
+    }
+
+    fn enter(&mut self, state: &'static str, reason: Option<Fault>) {
+        (self.state, self.since, self.reason) = (state, SystemTime::now(), reason);
+    }
+}

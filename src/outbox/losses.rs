@@ -1,0 +1,59 @@
+//! Events that Variance will not get, gathered so that each is named in the log without flooding it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::time::Instant;
+
+use super::Outcome;
+
+/// How many events a line names.
+const PER_LINE: usize = 100;
+
+/// How long a line may wait for more.
+const LINE_DELAY: Duration = Duration::from_secs(1);
+
+/// Events whose line is not written yet, by reason.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    by_reason: BTreeMap<String, Vec<String>>,
+    since: Option<Instant>,
+}
+
+impl Losses {
+    /// Notes an event. True if it is the first since the last line.
+    pub(super) fn note(&mut self, id: &str, outcome: Outcome, now: Instant) -> bool {
+        let is_first = self.since.is_none();
+        self.since.get_or_insert(now);
+        let reason = outcome.to_string();
+        let ids = self.by_reason.entry(reason).or_default();
+        ids.push(id.to_owned());
+        if ids.len() == PER_LINE {
+            log(&outcome.to_string(), &std::mem::take(ids));
+        }
+        is_first
+    }
+
+    /// Writes the lines if they are due. Returns when they will be, if there are any.
+    pub(super) fn flush_if_due(&mut self, now: Instant) -> Option<Instant> {
+        let due = self.since? + LINE_DELAY;
+        if due > now {
+            return Some(due);
+        }
+        self.flush();
+        None
+    }
+
+    /// Writes the lines.
+    pub(super) fn flush(&mut self) {
+        self.since = None;
+        for (reason, ids) in std::mem::take(&mut self.by_reason) {
+            if !ids.is_empty() {
+                log(&reason, &ids);
+            }
+        }
+    }
+}
+
+fn log(reason: &str, ids: &[String]) {
+    tracing::error!(count = ids.len(), reason, uuids = ?ids, "events are lost");
+}

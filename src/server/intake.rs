@@ -1,0 +1,256 @@
+//! From a decoded body to the account of what became of its events.
+
+use std::{fmt::Display, pin::pin, time::SystemTime};
+
+use axum::http::StatusCode;
+use tokio::{
+    select,
+    task::coop::consume_budget,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::reply::{Reply, Report};
+use crate::{
+    json::Raw,
+    mapping,
+    metrics::{self, Metrics},
+    outbox::{HandOver, Identity, Outbox, Outcome, Ticket},
+    posthog::{Body, Envelope, Event},
+    variance::Message,
+};
+
+/// How many events of one request are in the outbox at once: a batch can neither fill the memory nor keep webhooks
+/// waiting.
+const WINDOW: usize = 256;
+
+/// Forwards the events of one request.
+#[derive(Clone, Debug)]
+pub(super) struct Intake {
+    /// What is forwarded, and how.
+    pub mapping: mapping::Settings,
+    /// Where it goes.
+    pub outbox: Outbox,
+    /// Who counts it.
+    pub metrics: Metrics,
+    /// Nothing more is taken in.
+    pub draining: CancellationToken,
+    /// Nobody waits any longer.
+    pub hurry: CancellationToken,
+}
+
+/// When and how a request stops waiting for its events.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// When the request arrived: the time of events without one.
+    pub arrived: SystemTime,
+    /// When its reply is due.
+    pub deadline: Instant,
+}
+
+impl Intake {
+    /// Hands the events over in their order and waits for what becomes of them.
+    pub(super) async fn forward(&self, body: &Body<'_>, patience: Patience) -> Reply {
+        let mut request = Request {
+            intake: self,
+            body,
+            patience,
+            report: Report { received: body.elements.len(), ..Report::default() },
+            ticket: self.outbox.ticket(),
+            is_done: vec![false; body.elements.len()],
+            unaccounted: body.elements.len(),
+        };
+        let was_paused = self.outbox.paused().is_some();
+        let taken = request.hand_over_all(!was_paused).await;
+        if !was_paused {
+            while request.ticket.outstanding() > 0 && request.wait(request.ticket.progress()).await {
+                request.note_ended();
+            }
+        }
+        request.note_ended();
+        request.finish(taken)
+    }
+}
+
+/// Why not all events of a request were handed over.
+#[derive(Clone, Copy)]
+enum Stopped {
+    /// All were.
+    Not,
+    /// It was time to reply.
+    Time,
+    /// There was no room for the first one.
+    Full,
+}
+
+/// One request on its way. Dropping it early counts what was not taken in as returned to the sender.
+struct Request<'r, 'b> {
+    intake: &'r Intake,
+    body: &'r Body<'b>,
+    patience: Patience,
+    report: Report,
+    ticket: Ticket,
+    is_done: Vec<bool>,
+    unaccounted: usize,
+}
+
+impl Request<'_, '_> {
+    async fn hand_over_all(&mut self, may_wait: bool) -> Stopped {
+        let mut scratch = Vec::new();
+        for (index, element) in self.body.elements.iter().enumerate() {
+            consume_budget().await;
+            self.note_ended();
+            while self.ticket.outstanding() >= WINDOW {
+                if !may_wait || !self.wait(self.ticket.progress()).await {
+                    return Stopped::Time;
+                }
+                self.note_ended();
+            }
+            if self.intake.draining.is_cancelled() {
+                return Stopped::Time;
+            }
+            let event = match Event::decode(*element, &self.body.envelope) {
+                Ok(event) => event,
+                Err(invalid) => {
+                    self.intake.metrics.ended(None, metrics::Outcome::Invalid, 1);
+                    self.invalid(index, &invalid);
+                    continue;
+                }
+            };
+            let message = match self.intake.mapping.message(&event, self.patience.arrived, &mut scratch) {
+                Ok(message) => message,
+                Err(filtered) => {
+                    self.intake.metrics.filtered(filtered);
+                    self.report.filtered += 1;
+                    self.account(index);
+                    continue;
+                }
+            };
+            let distinct_id = event.distinct_id.or(event.properties.distinct_id).map_or("", Raw::as_str);
+            let identity = self.intake.outbox.identity(message.id().as_bytes(), &event.name(), distinct_id.as_bytes());
+            let place = u32::try_from(index).expect("a body has a few thousand elements at most");
+            match self.hand_over(place, identity, &message, may_wait).await {
+                HandOver::UnderWay => self.unaccounted -= 1,
+                HandOver::Ended(outcome) => {
+                    self.unaccounted -= 1;
+                    self.ended(index, outcome);
+                }
+                HandOver::TooLarge => {
+                    self.intake.metrics.ended(Some(message.call), metrics::Outcome::Invalid, 1);
+                    self.invalid(index, &"the event is larger than delivery.max_held");
+                }
+                HandOver::Full if self.ticket.is_unused() => return Stopped::Full,
+                HandOver::Full => return Stopped::Time,
+            }
+        }
+        Stopped::Not
+    }
+
+    /// Hands one event over. Waits for room, unless this is the first event of the request.
+    async fn hand_over(&mut self, place: u32, identity: Identity, message: &Message, may_wait: bool) -> HandOver {
+        let outbox = &self.intake.outbox;
+        loop {
+            let mut room = pin!(outbox.room());
+            match outbox.hand_over(&mut self.ticket, place, identity, message) {
+                HandOver::Full if may_wait && !self.ticket.is_unused() => {}
+                handed => return handed,
+            }
+            // From here on no notice is missed; before, one may have been.
+            room.as_mut().enable();
+            match outbox.hand_over(&mut self.ticket, place, identity, message) {
+                HandOver::Full => {}
+                handed => return handed,
+            }
+            if !self.wait(room).await {
+                return HandOver::Full;
+            }
+        }
+    }
+
+    /// Waits for something. False if it is time to reply.
+    async fn wait(&self, news: impl Future) -> bool {
+        select! {
+            biased;
+            _ = news => true,
+            () = sleep_until(self.patience.deadline) => false,
+            () = self.intake.hurry.cancelled() => false,
+        }
+    }
+
+    fn note_ended(&mut self) {
+        for (index, outcome) in self.ticket.ended() {
+            self.ended(index as usize, outcome);
+        }
+    }
+
+    /// Notes how an event ended that is accounted for already.
+    fn ended(&mut self, index: usize, outcome: Outcome) {
+        match outcome {
+            Outcome::Delivered => self.report.delivered += 1,
+            Outcome::Refused(refusal) => {
+                self.report.refused += 1;
+                self.problem(index, &refusal);
+            }
+            // As far as the sender goes, it is as before it was sent.
+            Outcome::Abandoned => return,
+        }
+        self.is_done[index] = true;
+    }
+
+    fn invalid(&mut self, index: usize, reason: &dyn Display) {
+        self.report.invalid += 1;
+        self.problem(index, reason);
+        self.account(index);
+    }
+
+    fn account(&mut self, index: usize) {
+        self.is_done[index] = true;
+        self.unaccounted -= 1;
+    }
+
+    fn problem(&mut self, index: usize, reason: &dyn Display) {
+        if self.report.has_room() {
+            let uuid = uuid_of(self.body.elements[index], &self.body.envelope);
+            self.report.problem(index, uuid, reason.to_string());
+        }
+    }
+
+    fn finish(mut self, stopped: Stopped) -> Reply {
+        let is_draining = self.intake.draining.is_cancelled();
+        let held: Vec<_> =
+            self.is_done.iter().enumerate().filter(|(_, done)| !**done).map(|(index, _)| index).collect();
+        self.report.held = held.len();
+        if !held.is_empty() {
+            let fault = self.intake.outbox.health().reason;
+            let reason = match (&stopped, fault) {
+                (Stopped::Full, _) => "the connector holds as many events as it can: send it again later".to_owned(),
+                (_, Some(fault)) => format!("Variance does not have it yet ({fault}): send it again"),
+                (_, None) => "Variance does not have it yet: send it again".to_owned(),
+            };
+            held.into_iter().take_while(|_| self.report.has_room()).collect::<Vec<_>>().into_iter().for_each(|index| {
+                self.problem(index, &reason);
+            });
+        }
+        let report = std::mem::take(&mut self.report);
+        let status = match stopped {
+            Stopped::Full => StatusCode::TOO_MANY_REQUESTS,
+            Stopped::Not | Stopped::Time => report.status(),
+        };
+        let retry_after =
+            matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS).then(|| {
+                let paused = self.intake.outbox.paused().unwrap_or_default();
+                paused.as_secs_f64().ceil().max(1.0) as u64
+            });
+        Reply { status, report, retry_after, close: is_draining }
+    }
+}
+
+impl Drop for Request<'_, '_> {
+    fn drop(&mut self) {
+        self.intake.metrics.ended(None, metrics::Outcome::Returned, self.unaccounted);
+    }
+}
+
+fn uuid_of(element: Raw<'_>, envelope: &Envelope<'_>) -> Option<String> {
+    Event::decode(element, envelope).ok().map(|event| event.uuid.to_string())
+}

@@ -1,0 +1,152 @@
+//! What a sender is told.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+/// How many problems a reply names.
+const MAX_PROBLEMS: usize = 20;
+
+/// The account of one request: what became of each of its events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Report {
+    /// Events in the body.
+    pub received: usize,
+    /// Variance has them.
+    pub delivered: usize,
+    /// Not forwarded, on purpose.
+    pub filtered: usize,
+    /// Variance will not have them.
+    pub refused: usize,
+    /// No events at all.
+    pub invalid: usize,
+    /// Variance does not have them yet.
+    pub held: usize,
+    /// The first of those that are refused, invalid or held.
+    pub problems: Vec<Problem>,
+}
+
+/// One event that Variance does not have, or the whole request where no event can be named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Problem {
+    /// Its place in the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    /// Its uuid, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Why, in words for the user of PostHog.
+    pub reason: String,
+}
+
+impl Report {
+    /// Names a problem, if there is room for it.
+    pub(super) fn problem(&mut self, index: usize, uuid: Option<String>, reason: String) {
+        if self.has_room() {
+            self.problems.push(Problem { index: Some(index), uuid, reason });
+        }
+    }
+
+    /// Whether another problem would be named.
+    pub(super) fn has_room(&self) -> bool {
+        self.problems.len() < MAX_PROBLEMS
+    }
+
+    /// The status that says whether to send the request again.
+    pub(super) fn status(&self) -> StatusCode {
+        if self.held > 0 {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else if self.received > 0 && self.refused + self.invalid == self.received {
+            StatusCode::UNPROCESSABLE_ENTITY
+        } else {
+            StatusCode::OK
+        }
+    }
+}
+
+/// A reply of this service: always small, always JSON.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The body.
+    pub report: Report,
+    /// When to come back, in seconds.
+    pub retry_after: Option<u64>,
+    /// Whether this connection ends here.
+    pub close: bool,
+}
+
+impl Reply {
+    /// A reply to a request as a whole.
+    pub(super) fn error(status: StatusCode, reason: impl Into<String>) -> Self {
+        let problem = Problem { index: None, uuid: None, reason: reason.into() };
+        let report = Report { problems: vec![problem], ..Report::default() };
+        let retry = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        Self { status, report, retry_after: retry.then_some(1), close: false }
+    }
+
+    /// The reply of a service that is about to stop.
+    pub(super) fn draining() -> Self {
+        let reply = Self::error(StatusCode::SERVICE_UNAVAILABLE, "the connector is stopping: send it again");
+        Self { close: true, ..reply }
+    }
+}
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_vec(&self.report).expect("numbers and strings are always JSON");
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, section 15.5.2: a 401 names a way to authenticate.
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_tells_whether_a_re_send_could_help() {
+        let report = |received, delivered, filtered, refused, invalid, held| Report {
+            received,
+            delivered,
+            filtered,
+            refused,
+            invalid,
+            held,
+            problems: Vec::new(),
+        };
+        for (report, status) in [
+            (report(0, 0, 0, 0, 0, 0), 200),
+            (report(4, 1, 1, 1, 1, 0), 200),
+            (report(2, 0, 1, 0, 1, 0), 200),
+            (report(1, 0, 1, 0, 0, 0), 200),
+            (report(2, 0, 0, 1, 1, 0), 422),
+            (report(1, 0, 0, 0, 1, 0), 422),
+            (report(2, 0, 0, 0, 1, 1), 503),
+            (report(9, 8, 0, 0, 0, 1), 503),
+        ] {
+            assert_eq!(report.status().as_u16(), status, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn a_reply_names_twenty_problems_at_most() {
+        let mut report = Report::default();
+        (0..30).for_each(|index| report.problem(index, None, "bad".to_owned()));
+        assert_eq!(report.problems.len(), 20);
+    }
+}

@@ -1,0 +1,174 @@
+//! The real service, as `serve` runs it, on a free port.
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::http::HeaderValue;
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use variance_connector::{
+    auth,
+    backoff::Backoff,
+    destination::{self, Authorization, Destination},
+    mapping::{self, Format},
+    metrics::Metrics,
+    outbox::{self, Outbox, Pacing},
+    server,
+    variance::Call,
+};
+
+use crate::variance::Variance;
+
+pub const AUTHORIZATION: &str = "Bearer variance-credential";
+
+/// Everything that can be set. Durations are a hundredth of the real ones, where waiting for them would be.
+pub struct Settings {
+    pub server: server::Settings,
+    pub auth: auth::Settings,
+    pub mapping: mapping::Settings,
+    pub destination: destination::Settings,
+    pub outbox: outbox::Settings,
+}
+
+/// A running service. It ends when it is dropped.
+pub struct Service {
+    pub address: SocketAddr,
+    pub outbox: Outbox,
+    pub client: Client,
+    shutdown: CancellationToken,
+    task: JoinHandle<usize>,
+}
+
+/// A reply of the service.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Service {
+    /// The service in front of `variance`, with the settings that `change` makes of the usual ones.
+    pub async fn start(variance: &Variance, change: impl FnOnce(&mut Settings)) -> Self {
+        install_provider();
+        let mut authorization = HeaderValue::from_static(AUTHORIZATION);
+        authorization.set_sensitive(true);
+        let mut settings = Settings {
+            server: server::Settings {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                webhook_deadline: Duration::from_secs(20),
+                batch_deadline: Duration::from_secs(60),
+                max_body: 64 << 20,
+                shutdown_grace: Duration::from_secs(8),
+            },
+            auth: auth::Settings::default(),
+            mapping: mapping::Settings {
+                format: Format::Variance,
+                calls: vec![Call::Capture, Call::Page, Call::Identify, Call::Alias],
+                exclude: Vec::new(),
+                person_traits: false,
+                account_group: None,
+            },
+            destination: destination::Settings {
+                webhook_url: variance.url().parse().unwrap(),
+                authorization: Authorization { value: authorization, file: None },
+                attempt_timeout: Duration::from_secs(10),
+                use_proxy: false,
+            },
+            outbox: outbox::Settings {
+                concurrency: 64,
+                retry_for: Duration::from_secs(3600),
+                max_held: 64 << 20,
+                pacing: Pacing {
+                    backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(300)),
+                    open_for: Backoff::new(Duration::from_millis(10), Duration::from_millis(600)),
+                },
+            },
+        };
+        change(&mut settings);
+        let Settings { server, auth: _, mapping, destination, outbox } = settings;
+        let listener = server::bind(server.listen).unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Metrics::new();
+        let destination = Destination::new(destination, outbox.concurrency).unwrap();
+        let outbox = Outbox::start(outbox, destination, metrics.clone());
+        let shutdown = CancellationToken::new();
+        let task =
+            tokio::spawn(server::serve(listener, server, mapping, outbox.clone(), metrics, shutdown.clone()));
+        let client = Client::builder().no_proxy().build().unwrap();
+        Self { address, outbox, client, shutdown, task }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Reply {
+        Reply::of(self.client.post(self.url(path)).body(body)).await
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        Reply::of(self.client.get(self.url(path))).await
+    }
+
+    /// The value of a metric, with its labels if it has any; zero if it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.text;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Asks the service to stop, as SIGTERM does.
+    pub fn shut_down(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Stops the service and returns how many events it abandoned.
+    pub async fn stopped(mut self) -> usize {
+        self.shut_down();
+        (&mut self.task).await.unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Reply {
+    pub async fn of(request: RequestBuilder) -> Self {
+        let response = request.send().await.expect("the service replies");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Self { status, headers, text: response.text().await.expect("the service ends its reply") }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("a reply is JSON, not {:?}", self.text))
+    }
+
+    /// The counts of a reply, in the order of its fields, without the problems.
+    pub fn counts(&self) -> [u64; 6] {
+        let json = self.json();
+        ["received", "delivered", "filtered", "refused", "invalid", "held"]
+            .map(|field| json[field].as_u64().unwrap_or_else(|| panic!("no {field} in {json}")))
+    }
+
+    /// The reasons of all problems.
+    pub fn reasons(&self) -> Vec<String> {
+        let json = self.json();
+        let problems = json["problems"].as_array().expect("every reply has problems, if only none");
+        problems.iter().map(|problem| problem["reason"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub fn is(&self, status: StatusCode) -> bool {
+        self.status == status.as_u16()
+    }
+}
+
+/// The TLS provider that `main` installs.
+pub fn install_provider() {
+    // Another test may have been faster.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}

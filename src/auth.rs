@@ -1,10 +1,44 @@
 //! Who may send.
+//!
+//! Any one valid credential suffices, even beside a wrong one: a token in a header, a token as a batch's `api_key`, or a
+//! [Standard Webhooks](https://www.standardwebhooks.com) signature. Most are judged by the headers alone, before a byte
+//! of the body is read. Comparisons take the same time whatever is wrong, and whichever credential was right; only
+//! lengths may show.
 
-use std::str::FromStr;
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
-use crate::secret::Secret;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use ring::hmac;
+use subtle::{Choice, ConstantTimeEq};
 
-/// The credentials that a sender may present; any one of them suffices.
+use crate::{json::Raw, secret::Secret};
+
+const CONNECTOR_TOKEN: HeaderName = HeaderName::from_static("x-connector-token");
+
+/// How far a signature's timestamp may be from the time of arrival.
+const TOLERANCE: Duration = Duration::from_secs(5 * 60);
+
+/// How many signatures of one request are looked at: a sender that changes its secret sends two.
+const MAX_SIGNATURES: usize = 16;
+
+/// As lenient as Node's decoder, which PostHog's sender uses: padding may be missing.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// The credentials that a sender may present; any one of them suffices. Without any, everybody may send.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Bearer tokens.
@@ -18,15 +52,214 @@ pub struct Settings {
 pub struct Token(Secret);
 
 /// The key of a Standard Webhooks signature: at least 24 bytes, in base64, with or without `whsec_` before it.
-#[derive(Clone, Debug)]
-pub struct SigningSecret(Secret);
+#[derive(Clone)]
+pub struct SigningSecret(hmac::Key);
+
+/// The judge of credentials.
+#[derive(Clone)]
+pub struct Auth {
+    tokens: Vec<Token>,
+    signing_secrets: Vec<SigningSecret>,
+}
+
+/// What a request's headers say about its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The sender may send.
+    Proven,
+    /// The body may still prove it. It must be read as one that anybody may have sent.
+    Unproven {
+        /// By a signature that covers it: see [`Auth::signature_is_valid`].
+        signature: bool,
+        /// By the `api_key` of its envelope: see [`Auth::api_key_is_valid`].
+        api_key: bool,
+        /// What to answer if it does not.
+        otherwise: Denied,
+    },
+    /// The sender may not send, whatever the body says.
+    Denied(Denied),
+}
+
+/// Why a sender may not send, for the sender to read: it says what would be right and repeats nothing that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// A token is asked for and there is none.
+    #[error("no credential: the header `Authorization: Bearer <token>` is missing")]
+    NoToken,
+    /// A token is asked for, and neither the headers nor the body have a right one.
+    #[error(
+        "no credential: neither a header `Authorization: Bearer <token>` nor a right token as the batch's `api_key`"
+    )]
+    NoApiKey,
+    /// A signature is asked for and there is none.
+    #[error("no credential: the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` are missing")]
+    NoSignature,
+    /// There are tokens, none of them right.
+    #[error("the token is wrong: `Authorization` must be `Bearer <token>` or the token alone")]
+    WrongToken,
+    /// Some but not all of a signature's headers are there.
+    #[error("the signature is not whole: `webhook-id`, `webhook-timestamp` and `webhook-signature` are all needed")]
+    PartialSignature,
+    /// The id would blur where the signed content's parts begin.
+    #[error("`webhook-id` must be neither empty nor contain a full stop")]
+    UnusableId,
+    /// The timestamp is no number, or one too large.
+    #[error("`webhook-timestamp` must be in whole seconds since 1970")]
+    UnreadableTimestamp,
+    /// The signature was made too long ago, or in the future.
+    #[error("the signature's timestamp is more than {} minutes off", TOLERANCE.as_secs() / 60)]
+    StaleTimestamp,
+    /// There is no signature of the one kind that a shared secret makes.
+    #[error("`webhook-signature` must be `v1,` and an HMAC-SHA256 in base64")]
+    UnreadableSignature,
+    /// The signature is of another body, or made with another secret.
+    #[error("the signature is wrong: it must be made with the signing secret over the body as it is sent")]
+    WrongSignature,
+}
+
+impl Auth {
+    /// A judge that accepts these credentials, or everybody if there are none.
+    pub fn new(Settings { tokens, signing_secrets }: Settings) -> Self {
+        Self { tokens, signing_secrets }
+    }
+
+    /// Judges a request by its headers, which arrived at `now`. `takes_api_key` says whether its route is one where an
+    /// `api_key` in the body counts.
+    pub fn judge_head(&self, headers: &HeaderMap, now: SystemTime, takes_api_key: bool) -> Verdict {
+        if self.tokens.is_empty() && self.signing_secrets.is_empty() {
+            return Verdict::Proven;
+        }
+        let mut token_is_right = Choice::from(0);
+        for candidate in header_tokens(headers) {
+            token_is_right |= self.is_token(candidate);
+        }
+        if token_is_right.into() {
+            return Verdict::Proven;
+        }
+
+        let signed = match self.signing_secrets.is_empty() {
+            true => Err(Denied::NoSignature),
+            false => Signed::of(headers).and_then(|signed| signed.check_age(now)),
+        };
+        let api_key = takes_api_key && !self.tokens.is_empty();
+        let otherwise = match signed {
+            Ok(()) => Denied::WrongSignature,
+            Err(Denied::NoSignature) if self.tokens.is_empty() => Denied::NoSignature,
+            Err(Denied::NoSignature) if header_tokens(headers).next().is_some() => Denied::WrongToken,
+            Err(Denied::NoSignature) if api_key => Denied::NoApiKey,
+            Err(Denied::NoSignature) => Denied::NoToken,
+            Err(flaw) => flaw,
+        };
+        match (signed.is_ok(), api_key) {
+            (false, false) => Verdict::Denied(otherwise),
+            (signature, api_key) => Verdict::Unproven { signature, api_key, otherwise },
+        }
+    }
+
+    /// Whether the `api_key` of a body's envelope is one of the tokens.
+    pub fn api_key_is_valid(&self, api_key: Raw<'_>) -> bool {
+        api_key.as_text().is_some_and(|text| self.is_token(&text.unescaped()).into())
+    }
+
+    /// Whether the headers hold a signature of `body`, the bytes as they were received, by one of the signing secrets.
+    ///
+    /// Its age is [`Self::judge_head`]'s affair, since a body may take its time to arrive.
+    pub fn signature_is_valid(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        let Ok(signed) = Signed::of(headers) else { return false };
+        let mut is_right = Choice::from(0);
+        for SigningSecret(key) in &self.signing_secrets {
+            let mut content = hmac::Context::with_key(key);
+            for part in [signed.id, b".", signed.timestamp, b".", body] {
+                content.update(part);
+            }
+            let right = content.sign();
+            for signature in &signed.signatures {
+                is_right |= signature.ct_eq(right.as_ref());
+            }
+        }
+        is_right.into()
+    }
+
+    fn is_token(&self, candidate: &[u8]) -> Choice {
+        let mut is_token = Choice::from(0);
+        for Token(token) in &self.tokens {
+            is_token |= token.expose().as_bytes().ct_eq(candidate);
+        }
+        is_token
+    }
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth")
+            .field("tokens", &self.tokens.len())
+            .field("signing_secrets", &self.signing_secrets.len())
+            .finish()
+    }
+}
+
+/// All that may be a token: of `Authorization` what follows `Bearer` and the whole, and `X-Connector-Token`.
+fn header_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let bearer = values(AUTHORIZATION).filter_map(|value| {
+        let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+    });
+    let whole = values(AUTHORIZATION).chain(values(CONNECTOR_TOKEN));
+    whole.chain(bearer).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// The headers of a Standard Webhooks signature (specification, "Webhook headers").
+struct Signed<'h> {
+    id: &'h [u8],
+    timestamp: &'h [u8],
+    signatures: Vec<[u8; 32]>,
+}
+
+impl<'h> Signed<'h> {
+    fn of(headers: &'h HeaderMap) -> Result<Self, Denied> {
+        let [id, timestamp, signature] =
+            ["webhook-id", "webhook-timestamp", "webhook-signature"].map(|name| headers.get(name));
+        let (id, timestamp) = match (id, timestamp, signature) {
+            (Some(id), Some(timestamp), Some(_)) => (id.as_bytes(), timestamp.as_bytes()),
+            (None, None, None) => return Err(Denied::NoSignature),
+            _ => return Err(Denied::PartialSignature),
+        };
+        if id.is_empty() || id.contains(&b'.') {
+            return Err(Denied::UnusableId);
+        }
+        let all = headers.get_all("webhook-signature").into_iter().map(HeaderValue::as_bytes);
+        let signatures: Vec<_> = all
+            .flat_map(|value| value.split(|&byte| byte == b' '))
+            .take(MAX_SIGNATURES)
+            .filter_map(|versioned| BASE64.decode(versioned.strip_prefix(b"v1,")?).ok()?.try_into().ok())
+            .collect();
+        match signatures.is_empty() {
+            true => Err(Denied::UnreadableSignature),
+            false => Ok(Self { id, timestamp, signatures }),
+        }
+    }
+
+    fn check_age(&self, now: SystemTime) -> Result<(), Denied> {
+        let timestamp = str::from_utf8(self.timestamp).ok().and_then(|text| text.parse().ok());
+        let timestamp = timestamp.map(Duration::from_secs).ok_or(Denied::UnreadableTimestamp)?;
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        match now.abs_diff(timestamp) <= TOLERANCE {
+            true => Ok(()),
+            false => Err(Denied::StaleTimestamp),
+        }
+    }
+}
 
 impl FromStr for Token {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.chars().count() < 16 {
+        if text.trim().chars().count() < 16 {
             return Err("a token of at least 16 characters");
+        }
+        if text.contains(char::is_control) || text.trim() != text {
+            return Err("a token without control characters, and without white space around it");
         }
         Ok(Self(Secret::new(text)))
     }
@@ -36,6 +269,19 @@ impl FromStr for SigningSecret {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(Secret::new(text)))
+        let key = BASE64.decode(text.strip_prefix("whsec_").unwrap_or(text)).unwrap_or_default();
+        if key.len() < 24 {
+            return Err("a signing secret of at least 24 bytes in base64, such as `whsec_…`");
+        }
+        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }
 }
+
+impl fmt::Debug for SigningSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningSecret([hidden])")
+    }
+}
+
+#[cfg(test)]
+mod tests;

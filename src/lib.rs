@@ -4,6 +4,7 @@ pub mod auth;
 pub mod backoff;
 pub mod breaker;
 pub mod destination;
+pub mod inflate;
 pub mod json;
 pub mod mapping;
 pub mod metrics;

@@ -4,8 +4,10 @@
 //! the head of a request nor a cap on connections.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     pin::pin,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,6 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -32,9 +35,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     body::{Budget, Charge, ReadError},
     intake::{Intake, Patience},
+    refusals::Refusals,
     reply::Reply,
 };
 use crate::{
+    auth::{Auth, Denied, Verdict},
+    inflate::{self, Encoding, InflateError},
     mapping,
     metrics::{self, Metrics},
     outbox::Outbox,
@@ -43,6 +49,7 @@ use crate::{
 
 mod body;
 mod intake;
+mod refusals;
 mod reply;
 
 /// How long a sender may take for the head of a request; also how long a connection may be idle, which must be more than
@@ -51,6 +58,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
 const MAX_CONNECTIONS: usize = 2048;
+
+/// How long a sender may leave a reply unread before its connection is closed: nothing else bounds that.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many connections wait to be accepted: PostHog's bursts must not be lost to the kernel's queue.
 const BACKLOG: u32 = 2048;
@@ -94,6 +104,7 @@ pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,
+    auth: Auth,
     mapping: mapping::Settings,
     outbox: Outbox,
     metrics: Metrics,
@@ -115,14 +126,19 @@ pub async fn serve(
             deadline: webhook_deadline,
             body_timeout: webhook_deadline,
             budget: Budget::new(2 * max_body),
+            takes_api_key: false,
         },
         batch: Route {
             name: "batch",
             deadline: batch_deadline,
             body_timeout: batch_deadline.min(BATCH_BODY_TIMEOUT),
             budget: Budget::new(2 * max_body),
+            takes_api_key: true,
         },
         max_body,
+        auth: Arc::new(auth),
+        unproven: Budget::new(max_body),
+        refusals: Refusals::default(),
         intake,
         requests: TaskTracker::new(),
         started: Instant::now(),
@@ -163,11 +179,11 @@ struct Connections {
 }
 
 impl Connections {
-    async fn accept(&self, listener: TcpListener) -> std::convert::Infallible {
-        let permits = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    async fn accept(&self, listener: TcpListener) -> Infallible {
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let router = self.app.router();
         loop {
-            let permit = std::sync::Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -189,7 +205,9 @@ impl Connections {
 }
 
 async fn connection(stream: TcpStream, router: Router, ending: CancellationToken) {
-    if let Err(error) = stream.set_nodelay(true) {
+    let socket = socket2::SockRef::from(&stream);
+    let options = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)));
+    if let Err(error) = options {
         tracing::debug!(%error, "a connection ended at once");
         return;
     }
@@ -214,8 +232,12 @@ struct App {
     webhook: Route,
     batch: Route,
     max_body: usize,
+    auth: Arc<Auth>,
+    /// For all bodies together that are read to find out who sent them.
+    unproven: Budget,
+    refusals: Refusals,
     intake: Intake,
-    /// Requests in flight, and bodies being discarded.
+    /// Requests in flight.
     requests: TaskTracker,
     started: Instant,
 }
@@ -227,6 +249,19 @@ struct Route {
     deadline: Duration,
     body_timeout: Duration,
     budget: Budget,
+    /// Whether a sender may present its token in the body: PostHog's batch export and SDKs can do no other.
+    takes_api_key: bool,
+}
+
+/// A body, unpacked.
+struct Received {
+    bytes: Bytes,
+    /// How many bytes came in.
+    size: usize,
+    /// What to answer if the body does not prove its sender either.
+    denied: Option<Denied>,
+    /// The bytes stay charged for as long as they are here.
+    _charge: Charge,
 }
 
 impl App {
@@ -273,51 +308,110 @@ impl App {
     async fn answer(&self, route: &Route, request: Request, start: Instant) -> Reply {
         let patience = Patience { arrived: SystemTime::now(), deadline: start + route.deadline };
         let (head, mut body) = request.into_parts();
-        let mut charge = Charge::new(vec![route.budget.clone()]);
-        let bytes = match self.judge(&head.headers) {
+        let judged = self.judge(route, &head.headers, patience.arrived);
+        let received = match judged {
+            Ok(verdict) => self.read(route, &head.headers, verdict, &mut body, start).await,
             Err(reply) => Err(reply),
-            Ok(()) => {
-                let read = body::read(&mut body, self.max_body, &mut charge, start + route.body_timeout);
-                tokio::select! {
-                    read = read => read.map_err(|error| self.read_error(error)),
-                    () = self.intake.draining.cancelled() => Err(Reply::draining()),
-                }
-            }
         };
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
+        let received = match received {
+            Ok(received) => received,
             Err(reply) => {
                 self.discard(body);
                 return reply;
             }
         };
-        let size = bytes.len();
-        let body = match std::str::from_utf8(&bytes) {
-            Ok(text) => posthog::Body::parse(text),
-            Err(_) => return Reply::error(StatusCode::BAD_REQUEST, "the body is not JSON: it is not UTF-8"),
+        let body = std::str::from_utf8(&received.bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
+        let body = match body.map(posthog::Body::parse) {
+            Ok(Ok(body)) => body,
+            // Who may not send is told no more than that.
+            _ if let Some(denied) = received.denied => return self.deny(denied),
+            Ok(Err(error @ posthog::BodyError::TooManyElements)) => {
+                return Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string());
+            }
+            Ok(Err(error)) => return Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+            Err(reason) => return Reply::error(StatusCode::BAD_REQUEST, reason),
         };
-        match body {
-            Ok(body) => {
-                self.intake.metrics.received(body.elements.len(), size);
-                self.intake.forward(&body, patience).await
-            }
-            Err(error @ posthog::BodyError::TooManyElements) => {
-                Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
-            }
-            Err(error) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+        if let Some(denied) = received.denied
+            && !body.envelope.api_key.is_some_and(|api_key| self.auth.api_key_is_valid(api_key))
+        {
+            return self.deny(denied);
         }
+        self.intake.metrics.received(body.elements.len(), received.size);
+        self.intake.forward(&body, patience).await
     }
 
     /// What can be said of a request before its body is read.
-    fn judge(&self, headers: &HeaderMap) -> Result<(), Reply> {
+    fn judge(&self, route: &Route, headers: &HeaderMap, now: SystemTime) -> Result<Verdict, Reply> {
         if self.intake.draining.is_cancelled() {
             return Err(Reply::draining());
+        }
+        let verdict = self.auth.judge_head(headers, now, route.takes_api_key);
+        if let Verdict::Denied(denied) = verdict {
+            return Err(self.deny(denied));
         }
         if !is_json(headers) {
             let reason = "the content type must be application/json (or text/plain, or none)";
             return Err(Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
         }
-        Ok(())
+        Ok(verdict)
+    }
+
+    /// Reads and unpacks a body within the budgets for one of its sender.
+    async fn read(
+        &self,
+        route: &Route,
+        headers: &HeaderMap,
+        verdict: Verdict,
+        body: &mut Body,
+        start: Instant,
+    ) -> Result<Received, Reply> {
+        let encoding = Encoding::of(headers)
+            .map_err(|unsupported| Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, unsupported.to_string()))?;
+        let mut charge = Charge::new(match verdict {
+            Verdict::Unproven { .. } => vec![route.budget.clone(), self.unproven.clone()],
+            Verdict::Proven | Verdict::Denied(_) => vec![route.budget.clone()],
+        });
+        let read = body::read(body, self.max_body, &mut charge, start + route.body_timeout);
+        let mut bytes = tokio::select! {
+            read = read => read.map_err(|error| self.read_error(error))?,
+            () = self.intake.draining.cancelled() => return Err(Reply::draining()),
+        };
+        let size = bytes.len();
+        let denied = match verdict {
+            Verdict::Unproven { signature, api_key, otherwise } => {
+                if signature && self.auth.signature_is_valid(headers, &bytes) {
+                    charge.leave_last();
+                    None
+                } else if api_key {
+                    Some(otherwise)
+                } else {
+                    return Err(self.deny(otherwise));
+                }
+            }
+            Verdict::Proven | Verdict::Denied(_) => None,
+        };
+        if let Some(encoding) = encoding {
+            let grow = |more| charge.grow(more).map_err(|body::Full| inflate::Full);
+            let unpacked = inflate::inflate(encoding, &bytes, self.max_body, grow);
+            bytes = unpacked.map_err(|error| self.inflate_error(error))?.into();
+        }
+        Ok(Received { bytes, size, denied, _charge: charge })
+    }
+
+    /// The reply to a sender without a right credential.
+    fn deny(&self, denied: Denied) -> Reply {
+        let is_missing = matches!(denied, Denied::NoToken | Denied::NoApiKey | Denied::NoSignature);
+        self.intake.metrics.auth_failed(if is_missing { "missing" } else { "wrong" });
+        self.refusals.note(denied);
+        Reply::error(StatusCode::UNAUTHORIZED, denied.to_string())
+    }
+
+    fn inflate_error(&self, error: InflateError) -> Reply {
+        match error {
+            InflateError::Corrupt(_) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+            InflateError::TooLarge => self.read_error(ReadError::TooLarge),
+            InflateError::Full => self.read_error(ReadError::Full),
+        }
     }
 
     fn read_error(&self, error: ReadError) -> Reply {

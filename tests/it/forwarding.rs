@@ -130,7 +130,8 @@ async fn person_and_account_go_along_when_the_settings_say_so() {
 async fn the_posthog_format_is_the_event_as_it_was_received() {
     let variance = Variance::start().await;
     let service = Service::start(&variance, |settings| settings.mapping.format = Format::Posthog).await;
-    let event = r#"{ "event" : "a", "uuid":"u-1", "properties": {"n": 1e999, "s":"\ud83d", "d":18446744073709551617} }"#;
+    let event =
+        r#"{ "event" : "a", "uuid":"u-1", "properties": {"n": 1e999, "s":"\ud83d", "d":18446744073709551617} }"#;
     let bodies = [event.to_owned(), format!(r#"{{"person":null, "event" : {event}}}"#), format!("[ {event} ]")];
     for (index, body) in bodies.into_iter().enumerate() {
         // Each as another event, or it would be the same one sent again.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use variance_connector::{
-    auth,
+    auth::{self, Auth},
     backoff::Backoff,
     destination::{self, Authorization, Destination},
     mapping::{self, Format},
@@ -87,15 +87,22 @@ impl Service {
             },
         };
         change(&mut settings);
-        let Settings { server, auth: _, mapping, destination, outbox } = settings;
+        let Settings { server, auth, mapping, destination, outbox } = settings;
         let listener = server::bind(server.listen).unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Metrics::new();
         let destination = Destination::new(destination, outbox.concurrency).unwrap();
         let outbox = Outbox::start(outbox, destination, metrics.clone());
         let shutdown = CancellationToken::new();
-        let task =
-            tokio::spawn(server::serve(listener, server, mapping, outbox.clone(), metrics, shutdown.clone()));
+        let task = tokio::spawn(server::serve(
+            listener,
+            server,
+            Auth::new(auth),
+            mapping,
+            outbox.clone(),
+            metrics,
+            shutdown.clone(),
+        ));
         let client = Client::builder().no_proxy().build().unwrap();
         Self { address, outbox, client, shutdown, task }
     }

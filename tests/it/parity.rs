@@ -19,7 +19,8 @@ async fn assert_parity(path: &str, bodies: impl Fn(&[&str]) -> Vec<String>) {
         let reply = service.post(path, body).await;
         assert_eq!(reply.status, 200, "{}", reply.text);
     }
-    let mut arrived: HashMap<_, _> = variance.received().iter().map(|received| (received.id(), received.json())).collect();
+    let mut arrived: HashMap<_, _> =
+        variance.received().iter().map(|received| (received.id(), received.json())).collect();
     let mut count = 0;
     for expected in EXPECTED.lines() {
         let expected: Value = serde_json::from_str(expected).unwrap();

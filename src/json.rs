@@ -49,6 +49,7 @@ impl<'a> Raw<'a> {
     }
 
     /// The value, or nothing if it is `null`.
+    #[inline]
     pub fn non_null(self) -> Option<Self> {
         (self.0 != "null").then_some(self)
     }
@@ -96,13 +97,19 @@ impl<'a> Text<'a> {
     }
 
     /// What the text means, in bytes: UTF-8, but for lone surrogates, which take the three bytes of WTF-8.
+    #[inline]
     pub fn unescaped(self) -> Cow<'a, [u8]> {
-        if !self.escaped {
-            return Cow::Borrowed(self.inside.as_bytes());
+        match self.escaped {
+            false => Cow::Borrowed(self.inside.as_bytes()),
+            true => Cow::Owned(self.unescape()),
         }
+    }
+
+    #[cold]
+    fn unescape(self) -> Vec<u8> {
         let quoted = format!("\"{}\"", self.inside);
         let bytes: serde_bytes::ByteBuf = serde_json::from_str(&quoted).expect("the scanner has checked every escape");
-        Cow::Owned(bytes.into_vec())
+        bytes.into_vec()
     }
 
     /// What the text means as a string, each lone surrogate replaced by U+FFFD as JavaScript does where it needs a
@@ -127,6 +134,7 @@ impl<'a> Text<'a> {
     }
 
     /// Whether PostHog made this name up itself: it starts with `$`.
+    #[inline]
     pub fn is_internal(self) -> bool {
         match self.inside.as_bytes().first() {
             Some(b'\\') => self.unescaped().first() == Some(&b'$'),
@@ -150,48 +158,32 @@ pub struct Scanner<'a> {
     text: &'a str,
     at: usize,
     nesting: Nesting,
+    /// What should have stood where the scanner stopped.
+    expected: &'static str,
 }
 
 impl<'a> Scanner<'a> {
     /// Starts before the first byte of `text`.
     pub fn new(text: &'a str) -> Self {
-        Self { text, at: 0, nesting: Nesting::default() }
+        Self { text, at: 0, nesting: Nesting::default(), expected: "" }
     }
 
     /// Moves over one value and white space before it, however deeply it nests.
     ///
     /// # Errors
     /// Where the text departs from RFC 8259.
+    #[inline]
     pub fn value(&mut self) -> Result<Raw<'a>, SyntaxError> {
         self.skip_white_space();
         let start = self.at;
-        self.nesting.clear();
-        loop {
-            match self.peek() {
-                Some(b'"') => self.string().map(drop)?,
-                Some(b'{') => {
-                    self.at += 1;
-                    if !self.eat_after_space(b'}') {
-                        self.nesting.push(Bracket::Brace);
-                        self.key()?;
-                        continue;
-                    }
-                }
-                Some(b'[') => {
-                    self.at += 1;
-                    if !self.eat_after_space(b']') {
-                        self.nesting.push(Bracket::Square);
-                        continue;
-                    }
-                }
-                Some(b't') => self.literal("true")?,
-                Some(b'f') => self.literal("false")?,
-                Some(b'n') => self.literal("null")?,
-                _ => self.number()?,
-            }
-            if !self.close_finished()? {
-                return Ok(Raw(&self.text[start..self.at]));
-            }
+        let walked = match self.peek() {
+            Some(b'"') => self.string().map(drop),
+            Some(b'{' | b'[') => self.container(),
+            _ => self.scalar(),
+        };
+        match walked {
+            Ok(()) => Ok(Raw(&self.text[start..self.at])),
+            Err(Stopped) => Err(self.error()),
         }
     }
 
@@ -205,8 +197,12 @@ impl<'a> Scanner<'a> {
         mut member: impl FnMut(&mut Self, Text<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.series([b'{', b'}'], ["an object", "`,` or `}`"], |scanner| {
-            let key = scanner.key()?;
-            member(scanner, key)
+            scanner.skip_white_space();
+            let start = scanner.at + 1;
+            match scanner.key() {
+                Ok(Key { end, escaped }) => member(scanner, Text { inside: &scanner.text[start..end], escaped }),
+                Err(Stopped) => Err(scanner.error().into()),
+            }
         })
     }
 
@@ -219,6 +215,7 @@ impl<'a> Scanner<'a> {
         self.series([b'[', b']'], ["an array", "`,` or `]`"], element)
     }
 
+    #[inline]
     fn series<E: From<SyntaxError>>(
         &mut self,
         [open, close]: [u8; 2],
@@ -226,7 +223,8 @@ impl<'a> Scanner<'a> {
         mut item: impl FnMut(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
         if !self.eat_after_space(open) {
-            return Err(self.expected(container).into());
+            self.expected = container;
+            return Err(self.error().into());
         }
         if self.eat_after_space(close) {
             return Ok(());
@@ -237,7 +235,8 @@ impl<'a> Scanner<'a> {
                 return Ok(());
             }
             if !self.eat_after_space(b',') {
-                return Err(self.expected(separator).into());
+                self.expected = separator;
+                return Err(self.error().into());
             }
         }
     }
@@ -259,8 +258,50 @@ impl<'a> Scanner<'a> {
         Ok((Raw(&self.text[start..self.at]), result))
     }
 
+    /// Checks that only white space is left.
+    ///
+    /// # Errors
+    /// Where something else stands.
+    pub fn end(&mut self) -> Result<(), SyntaxError> {
+        self.skip_white_space();
+        if self.at == self.text.len() {
+            return Ok(());
+        }
+        self.expected = "nothing more";
+        Err(self.error())
+    }
+
+    /// Moves over a value with brackets around it, without recursion: its depth is the sender's choice.
+    fn container(&mut self) -> Result<(), Stopped> {
+        self.nesting.clear();
+        loop {
+            match self.peek() {
+                Some(b'"') => self.string().map(drop)?,
+                Some(b'{') => {
+                    self.at += 1;
+                    if !self.eat_after_space(b'}') {
+                        self.nesting.push(Bracket::Brace);
+                        self.key()?;
+                        continue;
+                    }
+                }
+                Some(b'[') => {
+                    self.at += 1;
+                    if !self.eat_after_space(b']') {
+                        self.nesting.push(Bracket::Square);
+                        continue;
+                    }
+                }
+                _ => self.scalar()?,
+            }
+            if !self.close_finished()? {
+                return Ok(());
+            }
+        }
+    }
+
     /// After a value: closes the brackets that end here. True if another value must follow.
-    fn close_finished(&mut self) -> Result<bool, SyntaxError> {
+    fn close_finished(&mut self) -> Result<bool, Stopped> {
         while let Some(bracket) = self.nesting.top() {
             self.skip_white_space();
             match (self.peek(), bracket) {
@@ -276,51 +317,58 @@ impl<'a> Scanner<'a> {
                     self.at += 1;
                     self.nesting.pop();
                 }
-                (_, Bracket::Brace) => return Err(self.expected("`,` or `}`")),
-                (_, Bracket::Square) => return Err(self.expected("`,` or `]`")),
+                (_, Bracket::Brace) => return self.stop("`,` or `}`"),
+                (_, Bracket::Square) => return self.stop("`,` or `]`"),
             }
         }
         Ok(false)
     }
 
     /// Moves over a key, its colon, and the white space around them.
-    fn key(&mut self) -> Result<Text<'a>, SyntaxError> {
+    #[inline]
+    fn key(&mut self) -> Result<Key, Stopped> {
         if self.next_byte() != Some(b'"') {
-            return Err(self.expected("a key in quotes"));
+            return self.stop("a key in quotes");
         }
-        let key = self.string()?;
+        let escaped = self.string()?;
+        let end = self.at - 1;
         if !self.eat_after_space(b':') {
-            return Err(self.expected("`:`"));
+            return self.stop("`:`");
         }
         self.skip_white_space();
-        Ok(key)
+        Ok(Key { end, escaped })
     }
 
-    /// Moves over a string whose opening quote is next.
-    fn string(&mut self) -> Result<Text<'a>, SyntaxError> {
-        let start = self.at + 1;
-        let mut escaped = false;
-        self.at = start;
+    /// Moves over a string whose opening quote is next. True if there are escapes in it.
+    #[inline]
+    fn string(&mut self) -> Result<bool, Stopped> {
+        self.at += 1;
+        self.at += plain_prefix(&self.text.as_bytes()[self.at..]);
+        if self.peek() == Some(b'"') {
+            self.at += 1;
+            return Ok(false);
+        }
+        self.rest_of_string()
+    }
+
+    /// Moves over a string from its first byte that is not plain.
+    fn rest_of_string(&mut self) -> Result<bool, Stopped> {
         loop {
-            self.at += plain_prefix(&self.text.as_bytes()[self.at..]);
             match self.peek() {
                 Some(b'"') => {
-                    let inside = &self.text[start..self.at];
                     self.at += 1;
-                    return Ok(Text { inside, escaped });
+                    return Ok(true);
                 }
-                Some(b'\\') => {
-                    escaped = true;
-                    self.escape()?;
-                }
-                Some(_) => return Err(self.expected("an escape in place of a control character")),
-                None => return Err(self.expected("the closing quote of a string")),
+                Some(b'\\') => self.escape()?,
+                Some(_) => return self.stop("an escape in place of a control character"),
+                None => return self.stop("the closing quote of a string"),
             }
+            self.at += plain_prefix(&self.text.as_bytes()[self.at..]);
         }
     }
 
     /// Moves over one escape sequence. A surrogate need not have its other half: PostHog sends such strings.
-    fn escape(&mut self) -> Result<(), SyntaxError> {
+    fn escape(&mut self) -> Result<(), Stopped> {
         self.at += 1;
         match self.peek() {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
@@ -328,24 +376,42 @@ impl<'a> Scanner<'a> {
                 for _ in 0..4 {
                     self.at += 1;
                     if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
-                        return Err(self.expected("four hexadecimal digits"));
+                        return self.stop("four hexadecimal digits");
                     }
                 }
                 self.at += 1;
             }
-            _ => return Err(self.expected("one of `\"\\/bfnrtu`")),
+            _ => return self.stop("one of `\"\\/bfnrtu`"),
         }
         Ok(())
     }
 
-    fn number(&mut self) -> Result<(), SyntaxError> {
+    /// Moves over a literal or a number.
+    fn scalar(&mut self) -> Result<(), Stopped> {
+        match self.peek() {
+            Some(b't') => self.literal("true"),
+            Some(b'f') => self.literal("false"),
+            Some(b'n') => self.literal("null"),
+            _ => self.number(),
+        }
+    }
+
+    fn literal(&mut self, literal: &'static str) -> Result<(), Stopped> {
+        if !self.text.as_bytes()[self.at..].starts_with(literal.as_bytes()) {
+            return self.stop("a value");
+        }
+        self.at += literal.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), Stopped> {
         if self.peek() == Some(b'-') {
             self.at += 1;
         }
         match self.peek() {
             Some(b'0') => self.at += 1,
             Some(b'1'..=b'9') => self.digits()?,
-            _ => return Err(self.expected("a value")),
+            _ => return self.stop("a value"),
         }
         if self.peek() == Some(b'.') {
             self.at += 1;
@@ -361,23 +427,16 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    fn digits(&mut self) -> Result<(), SyntaxError> {
+    fn digits(&mut self) -> Result<(), Stopped> {
         let start = self.at;
         while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
             self.at += 1;
         }
-        if self.at == start { Err(self.expected("a digit")) } else { Ok(()) }
-    }
-
-    fn literal(&mut self, literal: &'static str) -> Result<(), SyntaxError> {
-        if !self.text.as_bytes()[self.at..].starts_with(literal.as_bytes()) {
-            return Err(self.expected("a value"));
-        }
-        self.at += literal.len();
-        Ok(())
+        if self.at == start { self.stop("a digit") } else { Ok(()) }
     }
 
     /// Moves over white space, and over `byte` if it is what comes next.
+    #[inline]
     fn eat_after_space(&mut self, byte: u8) -> bool {
         self.skip_white_space();
         let found = self.peek() == Some(byte);
@@ -385,47 +444,54 @@ impl<'a> Scanner<'a> {
         found
     }
 
+    #[inline]
     fn skip_white_space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
         }
     }
 
-    fn at_end(&self) -> bool {
-        self.at == self.text.len()
-    }
-
-    /// Checks that only white space is left.
-    ///
-    /// # Errors
-    /// Where something else stands.
-    pub fn end(&mut self) -> Result<(), SyntaxError> {
-        self.skip_white_space();
-        if self.at_end() { Ok(()) } else { Err(self.expected("nothing more")) }
-    }
-
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    fn expected(&self, expected: &'static str) -> SyntaxError {
-        SyntaxError { offset: self.at, expected }
+    #[cold]
+    fn stop<T>(&mut self, expected: &'static str) -> Result<T, Stopped> {
+        self.expected = expected;
+        Err(Stopped)
     }
+
+    #[cold]
+    fn error(&self) -> SyntaxError {
+        SyntaxError { offset: self.at, expected: self.expected }
+    }
+}
+
+/// The text departs from the grammar: where is the scanner's position, and how is in its `expected`. So that what is
+/// returned for each string and number fits a register.
+struct Stopped;
+
+/// A key has been moved over, and the colon behind it.
+struct Key {
+    /// Where its closing quote stands.
+    end: usize,
+    escaped: bool,
 }
 
 /// How many bytes of a string pass before one that needs a look: a quote, a backslash or a control character.
 ///
 /// Eight bytes at a time, because property values are most of a body: a byte's high bit is set where subtracting borrows,
 /// and the lowest bit that is set is always right.
+#[inline]
 fn plain_prefix(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHS: u64 = ONES << 7;
     let zero_bytes = |word: u64| word.wrapping_sub(ONES) & !word;
 
-    let mut words = bytes.chunks_exact(8);
     let mut at = 0;
-    for word in &mut words {
-        let word = u64::from_le_bytes(word.try_into().expect("chunks of eight"));
+    while let Some(word) = bytes[at..].first_chunk() {
+        let word = u64::from_le_bytes(*word);
         let quote = zero_bytes(word ^ (ONES * u64::from(b'"')));
         let backslash = zero_bytes(word ^ (ONES * u64::from(b'\\')));
         let control = word.wrapping_sub(ONES * 0x20) & !word;
@@ -436,7 +502,7 @@ fn plain_prefix(bytes: &[u8]) -> usize {
         at += 8;
     }
     let is_special = |&byte: &u8| byte == b'"' || byte == b'\\' || byte < 0x20;
-    at + words.remainder().iter().position(is_special).unwrap_or_else(|| words.remainder().len())
+    at + bytes[at..].iter().position(is_special).unwrap_or(bytes.len() - at)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,129 @@
+//! What forwarding costs, end to end: `cargo bench --bench forward`.
+//!
+//! Starts a cheap receiver, the real binary in front of it, drives each case and prints its CPU time per forwarded event
+//! beside that of a bare `reqwest` loop that posts a ready body to the same receiver in the same run. Only ratios mean
+//! something from one machine to another. `cargo bench --bench forward -- batch` runs the cases whose name has `batch`
+//! in it; `--events N` sets how many events a case forwards.
+
+mod events;
+mod process;
+mod receiver;
+mod sender;
+mod yardstick;
+
+use std::time::{Duration, Instant};
+
+use process::Process;
+use sender::Sender;
+
+/// What a sender must present to the connector.
+const TOKEN: &str = "a-token-for-the-benchmark";
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match args.first().map(String::as_str) {
+        Some("receiver") => return receiver::run(),
+        Some("yardstick") => return yardstick::run(&args[1], args[2].parse()?),
+        _ => {}
+    }
+    let mut wanted = String::new();
+    let mut events = 200_000;
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--events" => events = args.next().unwrap_or_default().parse()?,
+            other => wanted = other.to_owned(),
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(cases(&wanted, events))
+}
+
+/// CPU time and time of one event, in microseconds.
+#[derive(Clone, Copy)]
+struct Cost {
+    cpu: f64,
+    wall: f64,
+}
+
+async fn cases(wanted: &str, events: usize) -> anyhow::Result<()> {
+    let receiver = Process::receiver()?;
+    let is_wanted = |name: &str| name.contains(wanted);
+    println!("{events} events of about 2 kB, 20 % of them filtered; CPU and wall clock in µs per forwarded event\n");
+    println!("| case | CPU | × loop | wall | × loop | peak RSS |\n|---|---|---|---|---|---|");
+
+    let yardstick = {
+        let start = Instant::now();
+        let cpu = Process::yardstick(receiver.address(), events)?.finish()?;
+        Cost { cpu: per_event(cpu, events), wall: per_event(start.elapsed(), events) }
+    };
+    println!("| bare `reqwest` loop | {:.1} | 1.00 | {:.1} | 1.00 | |", yardstick.cpu, yardstick.wall);
+
+    for (name, path, per_request, connections) in [
+        ("batch of 10, 4 at once", "/batch", 10, 4),
+        ("batch of 100, 4 at once", "/batch", 100, 4),
+        ("batch of 1000, 4 at once", "/batch", 1000, 4),
+        ("batch of 5000, 4 at once", "/batch", 5000, 4),
+        ("webhook, 64 connections", "/webhook", 1, 64),
+    ] {
+        if !is_wanted(name) {
+            continue;
+        }
+        let connector = Process::connector(receiver.address())?;
+        let sender = Sender::new(connector.address(), path, per_request);
+        sender.send(events / 20, connections).await?; // warm: connections, allocator, branch predictors
+        let (cpu, start) = (connector.cpu()?, Instant::now());
+        let forwarded = sender.send(events, connections).await?;
+        let (cpu, wall) = (connector.cpu()? - cpu, start.elapsed());
+        let cost = Cost { cpu: per_event(cpu, forwarded), wall: per_event(wall, forwarded) };
+        println!(
+            "| {name} | {:.1} | {:.2} | {:.1} | {:.2} | {:.0} MiB |",
+            cost.cpu,
+            cost.cpu / yardstick.cpu,
+            cost.wall,
+            cost.wall / yardstick.wall,
+            connector.peak_rss_mib()?,
+        );
+    }
+    if is_wanted("latency") {
+        latency(&receiver).await?;
+    }
+    if is_wanted("rest") {
+        at_rest(&receiver).await?;
+    }
+    Ok(())
+}
+
+/// How much longer an event takes through the connector than straight to the receiver, when neither is busy.
+async fn latency(receiver: &Process) -> anyhow::Result<()> {
+    let connector = Process::connector(receiver.address())?;
+    let sender = Sender::new(connector.address(), "/webhook", 1);
+    let straight = Sender::new(receiver.address(), "/", 1).latencies(2000, Duration::from_millis(2)).await?;
+    let through = sender.latencies(2000, Duration::from_millis(2)).await?;
+    println!("\nlatency of a webhook at 500 a second, in ms | p50 | p99\n---|---|---");
+    println!("straight to the receiver | {:.2} | {:.2}", straight[1000], straight[1980]);
+    println!("through the connector | {:.2} | {:.2}", through[1000], through[1980]);
+    Ok(())
+}
+
+/// What the connector takes when nothing happens.
+async fn at_rest(receiver: &Process) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let connector = Process::connector(receiver.address())?;
+    let ready = start.elapsed();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (switches, cpu) = (connector.context_switches()?, connector.cpu()?);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    println!(
+        "\nat rest: ready after {} ms, RSS {:.1} MiB, {:.1} wake-ups and {:.2} ms of CPU a second",
+        ready.as_millis(),
+        connector.rss_mib()?,
+        (connector.context_switches()? - switches) as f64 / 5.0,
+        (connector.cpu()? - cpu).as_secs_f64() * 1000.0 / 5.0,
+    );
+    Ok(())
+}
+
+fn per_event(time: Duration, events: usize) -> f64 {
+    time.as_secs_f64() * 1e6 / events as f64
+}

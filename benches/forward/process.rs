@@ -1,0 +1,122 @@
+//! The processes that are measured, and what the kernel says of them.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+
+use crate::TOKEN;
+
+/// A child process; it ends when it is dropped.
+pub struct Process {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Process {
+    /// The receiver, on a port of its choice.
+    pub fn receiver() -> anyhow::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?).arg("receiver").stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+        let address = line.trim().parse().context("the receiver prints its address")?;
+        Ok(Self { child, address })
+    }
+
+    /// The bare loop, which posts `events` and ends.
+    pub fn yardstick(receiver: SocketAddr, events: usize) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let child = command.args(["yardstick", &receiver.to_string(), &events.to_string()]).spawn()?;
+        Ok(Self { child, address: receiver })
+    }
+
+    /// The real binary in front of the receiver, when it is ready.
+    pub fn connector(receiver: SocketAddr) -> anyhow::Result<Self> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let child = Command::new(env!("CARGO_BIN_EXE_variance-connector"))
+            .env_clear()
+            .env("VARIANCE_WEBHOOK_URL", format!("http://{receiver}/hooks/posthog"))
+            .env("VARIANCE_AUTHORIZATION", "Bearer credential")
+            .env("CONNECTOR_LISTEN", address.to_string())
+            .env("CONNECTOR_TOKEN", TOKEN)
+            .env("CONNECTOR_LOG_LEVEL", "warn")
+            .spawn()
+            .context("the connector must start")?;
+        let mut process = Self { child, address };
+        let start = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            ensure!(process.child.try_wait()?.is_none(), "the connector has ended");
+            ensure!(start.elapsed() < Duration::from_secs(10), "the connector is not ready");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(process)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// CPU time so far, of user and system, in steps of 10 ms.
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let after_name = stat.rsplit_once(") ").context("a stat line")?.1;
+        let fields: Vec<_> = after_name.split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// Waits for its end, and returns its CPU time.
+    pub fn finish(mut self) -> anyhow::Result<Duration> {
+        let mut cpu = Duration::ZERO;
+        // A process that has ended but has not been waited for still has its times.
+        loop {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+            cpu = cpu.max(self.cpu()?);
+            if stat.contains(") Z ") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        ensure!(self.child.wait()?.success(), "it failed");
+        Ok(cpu)
+    }
+
+    pub fn rss_mib(&self) -> anyhow::Result<f64> {
+        Ok(self.status("VmRSS:")? as f64 / 1024.0)
+    }
+
+    pub fn peak_rss_mib(&self) -> anyhow::Result<f64> {
+        Ok(self.status("VmHWM:")? as f64 / 1024.0)
+    }
+
+    /// Voluntary context switches of all its threads: how often it woke up.
+    pub fn context_switches(&self) -> anyhow::Result<u64> {
+        let mut switches = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            switches += field(&thread?.path().join("status"), "voluntary_ctxt_switches:")?;
+        }
+        Ok(switches)
+    }
+
+    fn status(&self, name: &str) -> anyhow::Result<u64> {
+        field(format!("/proc/{}/status", self.child.id()).as_ref(), name)
+    }
+}
+
+fn field(path: &std::path::Path, name: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(path)?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("a status line")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,38 @@
+//! What decoding, filtering and mapping cost by themselves: `cargo bench --bench mapping`.
+
+#[path = "forward/events.rs"]
+mod events;
+
+use std::time::SystemTime;
+
+use divan::{Bencher, counter::ItemsCount};
+use variance_connector::{
+    mapping,
+    posthog::{Body, Event},
+};
+
+fn main() {
+    divan::main();
+}
+
+/// A batch of one kind of event each, by the place of that kind among five.
+#[divan::bench(args = ["0 filtered", "1 page", "2 identify", "3 capture"])]
+fn event_of_2_kb(bencher: Bencher<'_, '_>, kind: &str) {
+    const EVENTS: u64 = 100;
+    let place = u64::from(kind.as_bytes()[0] - b'0');
+    let mut body = String::from("[");
+    for number in 0..EVENTS {
+        body.push_str(if number > 0 { "," } else { "" });
+        events::write_event(&mut body, number * 5 + place);
+    }
+    body.push(']');
+    let settings = mapping::Settings::default();
+    let mut scratch = Vec::new();
+    bencher.counter(ItemsCount::new(EVENTS)).bench_local(|| {
+        let body = Body::parse(&body).expect("it is one");
+        for element in &body.elements {
+            let event = Event::decode(*element, &body.envelope).expect("it is one");
+            drop(divan::black_box(settings.message(&event, SystemTime::UNIX_EPOCH, &mut scratch)));
+        }
+    });
+}

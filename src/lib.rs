@@ -12,4 +12,5 @@ pub mod outbox;
 pub mod posthog;
 pub mod secret;
 pub mod server;
+pub mod telemetry;
 pub mod variance;

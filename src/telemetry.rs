@@ -1,0 +1,235 @@
+//! What is logged, and how: lines on standard error, because standard output belongs to the results of commands.
+
+use std::{
+    env, fmt,
+    io::{self, IsTerminal},
+    str::FromStr,
+};
+
+use tracing::{Dispatch, level_filters::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::Directive,
+    fmt::MakeWriter,
+    util::{SubscriberInitExt, TryInitError},
+};
+
+/// The target of this program's own events.
+const OWN: &str = env!("CARGO_CRATE_NAME");
+
+/// How much the dependencies log unless a directive names them.
+const OTHERS: LevelFilter = LevelFilter::WARN;
+
+/// What is logged, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What a line looks like; nothing means text on a terminal and JSON elsewhere.
+    pub format: Option<Format>,
+    /// What is logged.
+    pub level: Directives,
+}
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object each, with the event's fields beside `timestamp`, `level`, `message` and `target`.
+    Json,
+}
+
+/// The directives of an [`EnvFilter`], checked. A bare level is for this program alone; it lowers that of dependencies,
+/// but does not raise it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directives(String);
+
+/// Logs to standard error from now on; in colours only on a terminal and without `NO_COLOR`.
+///
+/// # Errors
+/// When something logs already.
+pub fn init(settings: &Settings) -> Result<(), TryInitError> {
+    let is_terminal = io::stderr().is_terminal();
+    let is_colourful = is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    dispatch(settings, is_terminal, is_colourful, io::stderr).try_init()
+}
+
+fn dispatch<W>(settings: &Settings, is_terminal: bool, is_colourful: bool, writer: W) -> Dispatch
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let Settings { format, level } = settings;
+    let lines = tracing_subscriber::fmt().with_env_filter(level.filter()).with_writer(writer).with_ansi(is_colourful);
+    match format.unwrap_or(if is_terminal { Format::Text } else { Format::Json }) {
+        Format::Text => lines.into(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).into(),
+    }
+}
+
+impl Directives {
+    fn filter(&self) -> EnvFilter {
+        EnvFilter::new(&self.0)
+    }
+}
+
+impl FromStr for Directives {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const RIGHT: &str = "a level (off, error, warn, info, debug, trace) or directives such as \
+                             \"variance_connector=debug,hyper=info\"";
+        let (mut own, mut others) = (LevelFilter::INFO, OTHERS);
+        let mut named = Vec::new();
+        for part in text.split(',').map(str::trim) {
+            if let Some(level) = level(part) {
+                own = level;
+                others = OTHERS.min(level);
+            } else if part.contains('=') && part.parse::<Directive>().is_ok() {
+                named.push(part);
+            } else {
+                // A word alone would be a target, and a misspelt level silently log nothing.
+                return Err(RIGHT);
+            }
+        }
+        let first = [others.to_string(), format!("{OWN}={own}")];
+        let all: Vec<_> = first.iter().map(String::as_str).chain(named).collect();
+        Ok(Self(all.join(",")))
+    }
+}
+
+impl fmt::Display for Directives {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A level by its name; the parser's numbers and its empty text are no levels here.
+fn level(word: &str) -> Option<LevelFilter> {
+    word.parse().ok().filter(|_| word.chars().next().is_some_and(char::is_alphabetic))
+}
+
+impl FromStr for Format {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("text or json"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::dispatcher;
+
+    use super::*;
+
+    #[test]
+    fn a_bare_level_is_for_this_program() {
+        for (text, directives) in [
+            ("debug", "warn,variance_connector=debug"),
+            ("TRACE", "warn,variance_connector=trace"),
+            ("error", "error,variance_connector=error"),
+            ("off", "off,variance_connector=off"),
+            ("hyper=info", "warn,variance_connector=info,hyper=info"),
+            ("debug, hyper=info", "warn,variance_connector=debug,hyper=info"),
+            ("variance_connector=debug,hyper=info", "warn,variance_connector=info,variance_connector=debug,hyper=info"),
+        ] {
+            assert_eq!(text.parse::<Directives>().unwrap().to_string(), directives, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_level_nor_directive_is_wrong() {
+        for text in ["", ",", "debgu", "3", "hyper", "hyper=loud", "debug,hyper=[", "=debug=info"] {
+            assert!(text.parse::<Directives>().unwrap_err().starts_with("a level"), "{text}");
+        }
+    }
+
+    #[test]
+    fn dependencies_are_quiet_unless_a_directive_names_them() {
+        for (level, expected) in [
+            ("info", "own info, other warn"),
+            ("debug", "own info, own debug, other warn"),
+            ("error", ""),
+            ("hyper=debug", "own info, other debug, other warn"),
+            ("variance_connector=debug", "own info, own debug, other warn"),
+            ("variance_connector::outbox=debug", "own info, other warn"),
+        ] {
+            let logged = log(Format::Json, level);
+            let messages: Vec<_> = logged
+                .lines()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["message"].to_string())
+                .collect();
+            assert_eq!(messages.join(", ").replace('"', ""), expected, "{level}");
+        }
+    }
+
+    #[test]
+    fn json_has_an_object_with_flat_fields_on_each_line() {
+        let line: serde_json::Value = serde_json::from_str(log(Format::Json, "info").lines().next().unwrap()).unwrap();
+        assert_eq!(line["level"], "INFO");
+        assert_eq!(line["message"], "own info");
+        assert_eq!(line["target"], "variance_connector");
+        assert_eq!(line["events"], 3);
+        assert!(humantime::parse_rfc3339(line["timestamp"].as_str().unwrap()).is_ok());
+        assert_eq!(line.as_object().unwrap().len(), 5, "{line}");
+    }
+
+    #[test]
+    fn text_is_plain_where_colours_are_not_wanted() {
+        let logged = log(Format::Text, "info");
+        assert!(logged.contains(" INFO variance_connector: own info events=3\n"), "{logged}");
+        assert!(!logged.contains('\u{1b}'), "{logged}");
+    }
+
+    #[test]
+    fn without_a_format_a_terminal_gets_text_and_the_rest_json() {
+        for (is_terminal, start) in [(true, "20"), (false, "{")] {
+            let settings = Settings { format: None, level: "info".parse().unwrap() };
+            let logged = log_with(|writer| dispatch(&settings, is_terminal, false, writer));
+            assert!(logged.starts_with(start), "{logged}");
+        }
+    }
+
+    fn log(format: Format, level: &str) -> String {
+        let settings = Settings { format: Some(format), level: level.parse().unwrap() };
+        log_with(|writer| dispatch(&settings, true, false, writer))
+    }
+
+    fn log_with(dispatch: impl FnOnce(Buffer) -> Dispatch) -> String {
+        let buffer = Buffer::default();
+        dispatcher::with_default(&dispatch(buffer.clone()), || {
+            tracing::info!(target: "variance_connector", events = 3, "own info");
+            tracing::debug!(target: "variance_connector", "own debug");
+            tracing::debug!(target: "hyper", "other debug");
+            tracing::warn!(target: "hyper", "other warn");
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Buffer {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+}

@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod backoff;
 pub mod breaker;
+pub mod config;
 pub mod destination;
 pub mod inflate;
 pub mod json;

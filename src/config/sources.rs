@@ -1,0 +1,167 @@
+//! Where values come from: a flag, the environment, the file, or else the default.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    file::File,
+    keys::{FILE_VARIABLE, KEYS, Key},
+};
+
+/// What the command line says; it comes before everything else.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--config`: the configuration file.
+    pub config: Option<PathBuf>,
+    /// `--listen`: `server.listen`.
+    pub listen: Option<String>,
+    /// `--log-level`: `log.level`.
+    pub log_level: Option<String>,
+    /// `--log-format`: `log.format`.
+    pub log_format: Option<String>,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A flag.
+    Flag(&'static str),
+    /// An environment variable.
+    Variable(&'static str),
+    /// A line of the configuration file.
+    Line(PathBuf, usize),
+    /// A file that a setting ending in `_file` names.
+    SecretFile(PathBuf),
+    /// Nothing was said.
+    Default,
+}
+
+/// A value as it was given.
+#[derive(Clone)]
+pub(super) struct Given {
+    pub(super) value: Value,
+    pub(super) origin: Origin,
+}
+
+/// One text, or the elements of an array.
+#[derive(Clone)]
+pub(super) enum Value {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// All that was said.
+pub(super) struct Sources {
+    flags: Flags,
+    variables: BTreeMap<OsString, OsString>,
+    file: File,
+}
+
+impl Sources {
+    /// What the command line and the environment say.
+    pub(super) fn new(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let is_given = |(_, value): &(OsString, OsString)| !value.is_empty();
+        Self {
+            flags: flags.clone(),
+            variables: variables.into_iter().filter(is_given).collect(),
+            file: File::default(),
+        }
+    }
+
+    /// Adds what the file says, if one was named.
+    pub(super) fn read_file(&mut self) -> Result<(), String> {
+        let (path, origin) = if let Some(path) = &self.flags.config {
+            (path.as_path(), Origin::Flag("--config"))
+        } else if let Some(path) = self.variables.get(OsStr::new(FILE_VARIABLE)) {
+            (Path::new(path), Origin::Variable(FILE_VARIABLE))
+        } else {
+            return Ok(());
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("the configuration file {} ({origin}): {error}", path.display()))?;
+        self.file = File::parse(path, &text)?;
+        Ok(())
+    }
+
+    /// What was said last about a setting, or what is wrong with that.
+    pub(super) fn find(&self, key: &'static Key) -> Result<Option<Given>, String> {
+        let one = |text: &str, origin| Given { value: Value::One(text.to_owned()), origin };
+        if let Some((flag, text)) = self.flags.find(key) {
+            return Ok(Some(one(text, Origin::Flag(flag))));
+        }
+        for variable in key.variables {
+            if let Some(text) = self.variables.get(OsStr::new(variable)) {
+                let origin = Origin::Variable(variable);
+                return match text.to_str() {
+                    Some(text) => Ok(Some(one(text, origin))),
+                    None => Err(format!("{} ({origin}) is not UTF-8", key.name)),
+                };
+            }
+        }
+        match self.file.find(key) {
+            Some(given) => given.map(Some),
+            None => Ok(key.default.map(|text| one(text, Origin::Default))),
+        }
+    }
+
+    /// What is wrong with the file, even where a flag or a variable comes before it.
+    pub(super) fn problems_of_the_file(&self) -> impl Iterator<Item = &str> {
+        self.file.problems()
+    }
+
+    /// Warnings of variables that look as if they were meant for this program.
+    pub(super) fn unknown_variables(&self) -> impl Iterator<Item = String> {
+        let known = || KEYS.iter().flat_map(|key| key.variables).copied().chain([FILE_VARIABLE]);
+        let names = self.variables.keys().filter_map(|name| name.to_str());
+        names
+            .filter(move |name| {
+                (name.starts_with("CONNECTOR_") || name.starts_with("VARIANCE_")) && known().all(|known| known != *name)
+            })
+            .map(move |name| format!("unknown environment variable {name}{}", did_you_mean(name, '_', known())))
+    }
+}
+
+impl Flags {
+    fn find(&self, key: &Key) -> Option<(&'static str, &str)> {
+        let Self { config: _, listen, log_level, log_format } = self;
+        let (flag, value) = match key.name {
+            "server.listen" => ("--listen", listen),
+            "log.level" => ("--log-level", log_level),
+            "log.format" => ("--log-format", log_format),
+            _ => return None,
+        };
+        Some((flag, value.as_deref()?))
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Line(path, line) => write!(f, "{} line {line}", path.display()),
+            Self::SecretFile(path) => write!(f, "file {}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// The end of a message about an unknown name: the known one that is nearest, if one is near. A name that is right but
+/// for what stands before the separator is near.
+pub(super) fn did_you_mean(name: &str, separator: char, known: impl Iterator<Item = &'static str>) -> String {
+    const NEAR: f64 = 0.75;
+    let last = |name: &str| name.split_once(separator).map_or(name, |(_, last)| last).to_owned();
+    let nearness = |known: &str| match last(known) == last(name) {
+        true => 1.0,
+        false => strsim::normalized_damerau_levenshtein(known, name),
+    };
+    let nearest = known.map(|known| (nearness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((nearness, known)) if nearness >= NEAR => format!(": did you mean {known}?"),
+        _ => String::new(),
+    }
+}

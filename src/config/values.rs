@@ -1,0 +1,241 @@
+//! From text to the only valid value, or to what would be right: the end of a sentence that starts with "must be".
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::http::HeaderValue;
+use bytesize::ByteSize;
+use url::{Host, Url};
+
+use crate::{
+    auth::{SigningSecret, Token},
+    mapping::{Format, NamePattern},
+    telemetry,
+    variance::Call,
+};
+
+/// The least memory for undelivered events: a few of the largest must find room.
+const MIN_HELD: ByteSize = ByteSize::mib(16);
+
+/// More than any machine has, and little enough for arithmetic.
+const MAX_SIZE: ByteSize = ByteSize::tib(1);
+
+/// Longer than anything should take, and short enough for arithmetic with clocks.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Each is a task and a connection.
+const MAX_CONCURRENCY: usize = 10_000;
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).ok();
+    duration.filter(|duration| !duration.is_zero() && *duration <= MAX_DURATION).ok_or_else(|| {
+        let days = MAX_DURATION.as_secs() / (24 * 60 * 60);
+        format!(r#"a duration such as "10s", more than zero and at most {days} days"#)
+    })
+}
+
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    size_from(ByteSize::b(1), text)
+}
+
+pub(super) fn held_size(text: &str) -> Result<usize, String> {
+    size_from(MIN_HELD, text)
+}
+
+fn size_from(min: ByteSize, text: &str) -> Result<usize, String> {
+    let size = text.parse::<ByteSize>().ok().filter(|size| (min..=MAX_SIZE).contains(size));
+    size.and_then(|size| usize::try_from(size.as_u64()).ok())
+        .ok_or_else(|| format!(r#"a size such as "64MiB", at least {min} and at most {MAX_SIZE}"#))
+}
+
+pub(super) fn concurrency(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MAX_CONCURRENCY).contains(count));
+    count.ok_or_else(|| format!("a whole number from 1 to {MAX_CONCURRENCY}"))
+}
+
+pub(super) fn flag(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "true or false".to_owned())
+}
+
+/// An address and a port; `localhost` is the IPv4 loopback address.
+pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
+    let address = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}").parse(),
+        None => text.parse(),
+    };
+    address.map_err(|_| r#"an IP address and a port, such as "127.0.0.1:8080" or "0.0.0.0:8080""#.to_owned())
+}
+
+pub(super) fn webhook_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    url.ok_or_else(|| "the http or https URL from Variance > Integrations > PostHog".to_owned())
+}
+
+/// Whether the URL's user and password, if any, were removed.
+pub(super) fn remove_user(url: &mut Url) -> bool {
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    if has_user {
+        url.set_username("").and_then(|()| url.set_password(None)).expect("a URL with a host can do without them");
+    }
+    has_user
+}
+
+/// Whether what goes to a URL stays on this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
+pub(super) fn authorization(text: &str) -> Result<HeaderValue, String> {
+    let value = HeaderValue::from_str(text).ok().filter(|_| !text.trim().is_empty());
+    let mut value = value.ok_or_else(|| "one line that an HTTP header can carry".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+pub(super) fn token(text: &str) -> Result<Token, String> {
+    text.parse().map_err(str::to_owned)
+}
+
+pub(super) fn signing_secret(text: &str) -> Result<SigningSecret, String> {
+    text.parse().map_err(str::to_owned)
+}
+
+pub(super) fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "variance" => Ok(Format::Variance),
+        "posthog" => Ok(Format::Posthog),
+        _ => Err("variance or posthog".to_owned()),
+    }
+}
+
+pub(super) fn call(text: &str) -> Result<Call, String> {
+    text.parse().map_err(|()| format!("one or more of {}", Call::ALL.map(Call::name).join(", ")))
+}
+
+pub(super) fn name_pattern(text: &str) -> Result<NamePattern, String> {
+    let pattern = text.parse().ok().filter(|_| !text.is_empty());
+    pattern.ok_or_else(|| "names of events, or `prefix*`".to_owned())
+}
+
+/// Any text but none.
+pub(super) fn text(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("some text, or left out".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Result<telemetry::Format, String> {
+    text.parse().map_err(str::to_owned)
+}
+
+pub(super) fn log_level(text: &str) -> Result<telemetry::Directives, String> {
+    text.parse().map_err(str::to_owned)
+}
+
+/// A webhook URL without its user and password.
+pub(super) fn without_user(text: &str) -> String {
+    let url = webhook_url(text).map(|mut url| {
+        remove_user(&mut url);
+        url.to_string()
+    });
+    url.unwrap_or_default()
+}
+
+/// A credential's length, and its end if it is long enough to spare it.
+pub(super) fn masked(secret: &str) -> String {
+    let length = secret.chars().count();
+    match secret.char_indices().rev().nth(1) {
+        Some((end, _)) if length >= 16 => format!("{length} characters ending in {:?}", &secret[end..]),
+        _ => format!("{length} characters"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit_and_a_length() {
+        assert_eq!(duration("2500ms").unwrap(), Duration::from_millis(2500));
+        assert_eq!(duration("1h 30m").unwrap(), Duration::from_secs(5400));
+        for wrong in ["", "10", "0s", "0", "-1s", "ten seconds", "1e3s", "400days", "99999999999999999999s"] {
+            assert!(duration(wrong).unwrap_err().starts_with("a duration"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_unit() {
+        for (right, bytes) in [("64MiB", 64 << 20), ("1000", 1000), ("1.5 kB", 1500), ("1TiB", 1 << 40)] {
+            assert_eq!(size(right), Ok(bytes), "{right}");
+        }
+        for wrong in ["", "0", "0MiB", "-1", "64 apples", "2TiB", "18446744073709551615", "NaN", "inf"] {
+            assert!(size(wrong).unwrap_err().starts_with("a size"), "{wrong}");
+        }
+        assert_eq!(held_size("16MiB"), Ok(16 << 20));
+        assert!(held_size("16777215").unwrap_err().contains("at least 16.0 MiB"));
+    }
+
+    #[test]
+    fn addresses_have_a_port() {
+        for (right, address) in
+            [("127.0.0.1:8080", "127.0.0.1:8080"), ("localhost:80", "127.0.0.1:80"), ("[::]:0", "[::]:0")]
+        {
+            assert_eq!(listen(right).unwrap().to_string(), address);
+        }
+        for wrong in ["", "8080", ":8080", "localhost", "localhost:", "example.com:80", "127.0.0.1:65536", "::1:80 "] {
+            assert!(listen(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_web_urls_with_a_host_are_webhook_urls() {
+        for right in ["https://variance.example/hook?a=b", "http://127.0.0.1:1", "HTTPS://[::1]/"] {
+            assert!(webhook_url(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "variance.example/hook", "localhost:80", "ftp://variance.example", "https://", "mailto:a@b"] {
+            assert!(webhook_url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_loopback_by_its_host() {
+        for (url, expected) in [
+            ("http://localhost:1/", true),
+            ("http://a.localhost/", true),
+            ("http://127.1.2.3/", true),
+            ("http://[::1]/", true),
+            ("http://[::ffff:127.0.0.1]/", true),
+            ("http://localhost.example/", false),
+            ("http://10.0.0.1/", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn user_and_password_are_removed() {
+        for with in ["https://me:secret@host/a?b", "https://me@host/a?b", "https://:secret@host/a?b"] {
+            let mut url = with.parse().unwrap();
+            assert!(remove_user(&mut url));
+            assert_eq!(url.as_str(), "https://host/a?b");
+            assert!(!remove_user(&mut url));
+        }
+    }
+
+    #[test]
+    fn a_masked_secret_shows_its_end_only_if_it_is_long() {
+        for (secret, mask) in [
+            ("", "0 characters"),
+            ("short", "5 characters"),
+            ("0123456789abcdef", r#"16 characters ending in "ef""#),
+            ("ääääääääääääääää", r#"16 characters ending in "ää""#),
+        ] {
+            assert_eq!(masked(secret), mask);
+        }
+    }
+}

@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod backoff;
 pub mod breaker;
+pub mod cli;
 pub mod config;
 pub mod destination;
 pub mod inflate;

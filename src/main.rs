@@ -1,3 +1,10 @@
-//! The program.
+//! The program: names the TLS provider once, and does what the command line says.
 
-fn main() {}
+use std::{env, process::ExitCode};
+
+use variance_connector::cli;
+
+fn main() -> ExitCode {
+    rustls::crypto::ring::default_provider().install_default().expect("nothing has named a provider before");
+    cli::run(env::args_os(), env::vars_os())
+}

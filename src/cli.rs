@@ -1,0 +1,115 @@
+//! The command line: a file for each command, and what its result means to the shell.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::config;
+
+mod healthcheck;
+mod serve;
+
+/// Bad usage or configuration (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
+/// Forwards PostHog events to Variance.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, after_long_help = config::help())]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Args,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service; also what is done without a command.
+    #[command(after_long_help = config::help())]
+    Serve(serve::Args),
+    /// Ask the running service whether it is alive.
+    Healthcheck(healthcheck::Args),
+}
+
+/// Does what the arguments say, in this environment. Results go to standard output, errors to standard error.
+pub fn run(
+    arguments: impl IntoIterator<Item = OsString>,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> ExitCode {
+    let Cli { command, serve } = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // There is nobody left to tell if this fails.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match command.unwrap_or(Command::Serve(serve)) {
+        Command::Serve(args) => serve::run(args, variables),
+        Command::Healthcheck(args) => healthcheck::run(args, variables),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<config::Error>() {
+        Some(config::Error { problems }) => {
+            for problem in problems {
+                eprintln!("error: {problem}");
+            }
+            ExitCode::from(USAGE)
+        }
+        None => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn verify_cli() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_it_is_serve() {
+        let flags = ["--listen", "localhost:1", "--config", "a.toml", "--log-level", "debug", "--log-format", "json"];
+        for start in [&["variance-connector"][..], &["variance-connector", "serve"]] {
+            let cli = Cli::try_parse_from(start.iter().chain(&flags)).unwrap();
+            let args = match cli.command {
+                Some(Command::Serve(args)) => args,
+                None => cli.serve,
+                Some(other) => panic!("{other:?}"),
+            };
+            assert_eq!(args.listen.as_deref(), Some("localhost:1"));
+            assert_eq!(args.log_format.as_deref(), Some("json"));
+        }
+    }
+
+    #[test]
+    fn usage_and_configuration_exit_with_64_and_the_rest_with_1() {
+        let exit = |arguments: &[&str], variables: &[(&str, &str)]| {
+            let arguments = ["variance-connector"].iter().chain(arguments).map(OsString::from);
+            let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+            format!("{:?}", run(arguments, variables))
+        };
+        let code = |code: u8| format!("{:?}", ExitCode::from(code));
+        for arguments in [&["--help"][..], &["--version"], &["serve", "--help"], &["help"]] {
+            assert_eq!(exit(arguments, &[]), code(0), "{arguments:?}");
+        }
+        for arguments in [&["--lisen=x"][..], &["walk"], &["--token", "x"], &["--log-format", "xml"], &["serve", "x"]] {
+            assert_eq!(exit(arguments, &[]), code(64), "{arguments:?}");
+        }
+        assert_eq!(exit(&[], &[]), code(64), "required settings are missing");
+        assert_eq!(exit(&["healthcheck"], &[("CONNECTOR_LISTEN", "nowhere")]), code(64));
+    }
+}

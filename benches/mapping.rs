@@ -1,5 +1,6 @@
 //! What decoding, filtering and mapping cost by themselves: `cargo bench --bench mapping`.
 
+#[expect(unreachable_pub, dead_code, reason = "shared with the other benchmark")]
 #[path = "forward/events.rs"]
 mod events;
 

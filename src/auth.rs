@@ -47,6 +47,18 @@ pub struct Settings {
     pub signing_secrets: Vec<SigningSecret>,
 }
 
+impl Settings {
+    /// What is asked of senders, for people to read.
+    pub fn mode(&self) -> &'static str {
+        match (self.tokens.is_empty(), self.signing_secrets.is_empty()) {
+            (true, true) => "anonymous",
+            (false, true) => "token",
+            (true, false) => "signature",
+            (false, false) => "token or signature",
+        }
+    }
+}
+
 /// A bearer token of at least 16 characters.
 #[derive(Clone, Debug)]
 pub struct Token(Secret);

@@ -1,11 +1,15 @@
 //! The command line: a file for each command, and what its result means to the shell.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, io, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::config;
 
+mod completions;
+mod demo;
 mod healthcheck;
 mod serve;
 
@@ -27,8 +31,12 @@ enum Command {
     /// Run the service; also what is done without a command.
     #[command(after_long_help = config::help())]
     Serve(serve::Args),
+    /// Show the whole way on this machine, with a stand-in for Variance and nothing to configure.
+    Demo(demo::Args),
     /// Ask the running service whether it is alive.
     Healthcheck(healthcheck::Args),
+    /// Print the completions for a shell.
+    Completions(completions::Args),
 }
 
 /// Does what the arguments say, in this environment. Results go to standard output, errors to standard error.
@@ -46,12 +54,26 @@ pub fn run(
     };
     let result = match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(args) => serve::run(args, variables),
+        Command::Demo(args) => demo::run(args),
         Command::Healthcheck(args) => healthcheck::run(args, variables),
+        Command::Completions(args) => completions::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+/// Whether whoever read our output has read enough, as `head` has.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The runtime of every command: one thread. The work of an event is mostly the kernel's, and a second thread would cost
+/// more in waking each other up than it would take over.
+fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build().context("the runtime did not start")
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

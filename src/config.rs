@@ -16,7 +16,7 @@ use self::{
 use crate::{
     auth,
     destination::{self, Authorization},
-    mapping, outbox, server, telemetry,
+    mapping, outbox, server, service, telemetry,
 };
 
 mod file;
@@ -37,16 +37,8 @@ const DOCKER_KILLS: Duration = Duration::from_secs(10);
 /// The settings of all parts.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen, and the limits of a request.
-    pub server: server::Settings,
-    /// Who may send.
-    pub auth: auth::Settings,
-    /// What is forwarded, and in which shape.
-    pub mapping: mapping::Settings,
-    /// Where it goes.
-    pub destination: destination::Settings,
-    /// How much is under way and held.
-    pub outbox: outbox::Settings,
+    /// What the service does.
+    pub service: service::Settings,
     /// What is logged.
     pub log: telemetry::Settings,
 }
@@ -103,7 +95,8 @@ pub fn load(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsStri
     let (settings, problems) = reader.finish();
     match (destination, server, auth, access, mapping, outbox, log) {
         (Ok(destination), Ok(server), Ok(auth), Ok(()), Ok(mapping), Ok(outbox), Ok(log)) if problems.is_empty() => {
-            let config = Config { server, auth, mapping, destination, outbox, log };
+            let service = service::Settings { server, auth, mapping, destination, outbox };
+            let config = Config { service, log };
             Ok(Loaded { config, settings, warnings })
         }
         _ => Err(Error { problems }),

@@ -1,4 +1,27 @@
-//! Forwards PostHog events to Variance.
+//! Forwards PostHog's events to Variance, one webhook call for each, and acknowledges an event only when Variance has it.
+//!
+//! ```text
+//! PostHog ──POST /webhook, /batch──▶ server ─▶ auth        who may send
+//!                                      │
+//!                                      ├────▶ posthog     bytes → events        (json)
+//!                                      ├────▶ mapping     event → message       (variance)
+//!                                      └────▶ outbox      one attempt per event, held until Variance has it
+//!                                               │
+//!                                               └──▶ destination ──POST──▶ Variance   (backoff, breaker)
+//! ```
+//!
+//! The modules, in the order in which they are best read:
+//!
+//! * [`posthog`] decodes what PostHog and its SDKs send; [`json`] walks over the text for it without copying.
+//! * [`variance`] is what Variance takes: a call and its message; [`mapping`] makes one of an event, or says why not.
+//! * [`outbox`] is the promise: what was handed over leaves delivered, refused, or not before its time is over. It goes
+//!   by [`backoff`] and [`breaker`], which are rules without a clock, and posts through [`destination`].
+//! * [`server`] is the HTTP face: it asks [`auth`] who may send, [`inflate`]s bodies, and tells what became of events.
+//! * [`metrics`] counts; [`service`] puts the parts together; [`shutdown`] says when to stop.
+//! * [`cli`] is the command line; [`config`] reads the settings of all parts, [`secret`]s among them; [`telemetry`] logs.
+//!
+//! Arrows point one way: nothing below `cli` sees the whole configuration, and `posthog` and `variance` do not know each
+//! other.
 
 pub mod auth;
 pub mod backoff;
@@ -14,5 +37,7 @@ pub mod outbox;
 pub mod posthog;
 pub mod secret;
 pub mod server;
+pub mod service;
+pub mod shutdown;
 pub mod telemetry;
 pub mod variance;

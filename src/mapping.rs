@@ -52,6 +52,16 @@ pub enum Format {
     Posthog,
 }
 
+impl Format {
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Variance => "variance",
+            Self::Posthog => "posthog",
+        }
+    }
+}
+
 /// The name of an event, or how names start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamePattern {

@@ -56,6 +56,12 @@ pub struct Settings {
     pub pacing: Pacing,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self { concurrency: 64, retry_for: Duration::from_secs(60 * 60), max_held: 64 << 20, pacing: Pacing::default() }
+    }
+}
+
 /// The waits between attempts. Not a setting of users: tests make them shorter.
 #[derive(Clone, Copy, Debug)]
 pub struct Pacing {

@@ -5,7 +5,7 @@
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -57,7 +57,7 @@ mod reply;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
-const MAX_CONNECTIONS: usize = 2048;
+pub const MAX_CONNECTIONS: usize = 2048;
 
 /// How long a sender may leave a reply unread before its connection is closed: nothing else bounds that.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,6 +87,19 @@ pub struct Settings {
     pub max_body: usize,
     /// How long a stopping server may take to finish what it has.
     pub shutdown_grace: Duration,
+}
+
+impl Default for Settings {
+    /// Deadlines below PostHog's own, on an address that only this machine reaches.
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 8080).into(),
+            webhook_deadline: Duration::from_millis(2500),
+            batch_deadline: Duration::from_secs(240),
+            max_body: 64 << 20,
+            shutdown_grace: Duration::from_secs(8),
+        }
+    }
 }
 
 /// Binds a listener with a queue long enough for PostHog's bursts.

@@ -5,6 +5,8 @@
 //! something from one machine to another. `cargo bench --bench forward -- batch` runs the cases whose name has `batch`
 //! in it; `--events N` sets how many events a case forwards.
 
+#![expect(unreachable_pub, reason = "nothing can be reached from outside of a benchmark")]
+
 mod events;
 mod process;
 mod receiver;

@@ -30,8 +30,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let Args { config, listen } = args;
     let flags = Flags { config, listen, ..Flags::default() };
     let listen = config::listen(&flags, variables)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(ask(within_reach(listen)))
+    super::runtime()?.block_on(ask(within_reach(listen)))
 }
 
 async fn ask(address: SocketAddr) -> anyhow::Result<()> {

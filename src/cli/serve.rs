@@ -1,12 +1,12 @@
 //! `serve`: the service itself.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
 
 use crate::{
     config::{self, Config, Flags, Loaded},
-    telemetry,
+    server, service, shutdown, telemetry,
 };
 
 #[derive(Debug, clap::Args)]
@@ -32,14 +32,46 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let runtime = tokio::runtime::Runtime::new().context("the runtime did not start")?;
-    runtime.block_on(serve(config))
+    super::runtime()?.block_on(serve(config))
 }
 
 /// Binds, serves until a signal, and finishes what it has.
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let Config { server: _, auth: _, mapping: _, destination: _, outbox: _, log: _ } = config;
-    anyhow::bail!("the service is not part of this build yet")
+    let Config { service, log: _ } = config;
+    let shutdown = shutdown::on_signal().context("signals cannot be listened to")?;
+    let address = service.server.listen;
+    let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
+    raise_descriptor_limit(service.outbox.concurrency);
+    announce(&service, listener.local_addr()?);
+    service::run(listener, service, shutdown).await.context("no client for Variance: are there root certificates?")?;
+    Ok(())
+}
+
+/// Containers often start with a limit below what the server and the outbox may have open together.
+fn raise_descriptor_limit(concurrency: usize) {
+    const OTHERS: usize = 64;
+    let wanted = (server::MAX_CONNECTIONS + concurrency + OTHERS) as u64;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(limit) if limit < wanted => tracing::warn!(limit, wanted, "the limit of open files is low"),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
+    }
+}
+
+/// The first line of the log: what runs here.
+fn announce(service: &service::Settings, address: SocketAddr) {
+    let service::Settings { server: _, auth, mapping, destination, outbox: _ } = service;
+    let calls: Vec<_> = mapping.calls.iter().map(|call| call.name()).collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        %address,
+        variance = destination.webhook_url.host_str().unwrap_or_default(),
+        format = mapping.format.name(),
+        calls = calls.join(","),
+        excluded = mapping.exclude.len(),
+        auth = auth.mode(),
+        "ready"
+    );
 }
 
 impl From<Args> for Flags {

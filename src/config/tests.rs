@@ -76,16 +76,16 @@ fn setting(loaded: &Loaded, name: &str) -> (Option<String>, Origin) {
 #[test]
 fn the_two_required_settings_suffice() {
     let Loaded { config, settings, warnings } = Given::new(&[]).load();
-    assert_eq!(config.destination.webhook_url.as_str(), URL.1);
-    assert_eq!(config.destination.authorization.value, AUTHORIZATION.1);
-    assert!(config.destination.authorization.value.is_sensitive());
-    assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
-    assert_eq!(config.server.webhook_deadline, Duration::from_millis(2500));
-    assert_eq!(config.server.max_body, 64 << 20);
-    assert_eq!(config.mapping.calls, [Call::Capture, Call::Page, Call::Identify, Call::Alias]);
-    assert_eq!(config.outbox.concurrency, 64);
-    assert_eq!(config.outbox.retry_for, Duration::from_secs(3600));
-    assert!(config.auth.tokens.is_empty() && config.auth.signing_secrets.is_empty());
+    assert_eq!(config.service.destination.webhook_url.as_str(), URL.1);
+    assert_eq!(config.service.destination.authorization.value, AUTHORIZATION.1);
+    assert!(config.service.destination.authorization.value.is_sensitive());
+    assert_eq!(config.service.server.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.service.server.webhook_deadline, Duration::from_millis(2500));
+    assert_eq!(config.service.server.max_body, 64 << 20);
+    assert_eq!(config.service.mapping.calls, [Call::Capture, Call::Page, Call::Identify, Call::Alias]);
+    assert_eq!(config.service.outbox.concurrency, 64);
+    assert_eq!(config.service.outbox.retry_for, Duration::from_secs(3600));
+    assert!(config.service.auth.tokens.is_empty() && config.service.auth.signing_secrets.is_empty());
     assert_eq!(warnings, [""; 0]);
     let names: Vec<_> = settings.iter().map(|setting| setting.key.name).collect();
     let keys: Vec<_> = KEYS.iter().map(|key| key.name).collect();
@@ -104,9 +104,9 @@ fn the_example_with_all_that_is_commented_out_loads_too() {
     let is_example = |line: &&str| !line.starts_with("# ") && !line.contains("_file = ");
     let lines: Vec<_> = EXAMPLE.lines().filter(is_example).map(|line| line.trim_start_matches('#')).collect();
     let Loaded { config, .. } = Given::new(&[]).without(URL.0).without(AUTHORIZATION.0).file(&lines.join("\n")).load();
-    assert_eq!(config.auth.tokens.len(), 1);
-    assert_eq!(config.auth.signing_secrets.len(), 1);
-    assert_eq!(config.mapping.exclude.len(), 2);
+    assert_eq!(config.service.auth.tokens.len(), 1);
+    assert_eq!(config.service.auth.signing_secrets.len(), 1);
+    assert_eq!(config.service.mapping.exclude.len(), 2);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_flag_comes_before_the_environment_and_that_before_the_file_and_that_before_
         (8080, Origin::Default),
     ] {
         let loaded = given.load();
-        assert_eq!(loaded.config.server.listen.port(), port);
+        assert_eq!(loaded.config.service.server.listen.port(), port);
         assert_eq!(setting(&loaded, "server.listen"), (Some(format!("127.0.0.1:{port}")), origin.clone()));
         assert_eq!(listen(&given.flags, given.variables.clone()).unwrap().port(), port);
         match origin {
@@ -158,7 +158,7 @@ fn the_environment_can_name_the_file() {
     let path = given.write("other.toml", "[variance]\nformat = 'posthog'");
     let mut given = given;
     given.variables.push((FILE_VARIABLE.into(), path.into()));
-    assert_eq!(given.load().config.mapping.format, Format::Posthog);
+    assert_eq!(given.load().config.service.mapping.format, Format::Posthog);
     assert_eq!(given.warnings(), [""; 0]);
 }
 
@@ -351,7 +351,7 @@ fn secrets_are_read_from_files() {
         .secret_file("VARIANCE_AUTHORIZATION_FILE", "Bearer from-a-file-of-its-own \n\n");
     let loaded = given.load();
     let path = given.directory.path().join("secret");
-    let Authorization { value, file } = &loaded.config.destination.authorization;
+    let Authorization { value, file } = &loaded.config.service.destination.authorization;
     assert_eq!((value.to_str().unwrap(), file.as_ref()), ("Bearer from-a-file-of-its-own", Some(&path)));
     assert!(value.is_sensitive());
     let value = Some(r#"29 characters ending in "wn""#.to_owned());
@@ -360,7 +360,7 @@ fn secrets_are_read_from_files() {
 
     let tokens = "0123456789abcdef\n\n  an,other-token-with-comma\r\n";
     let loaded = Given::new(&[]).secret_file("CONNECTOR_TOKEN_FILE", tokens).load();
-    assert_eq!(loaded.config.auth.tokens.len(), 2);
+    assert_eq!(loaded.config.service.auth.tokens.len(), 2);
     let value = r#"16 characters ending in "ef", 25 characters ending in "ma""#;
     assert_eq!(setting(&loaded, "server.token").0.as_deref(), Some(value));
 }
@@ -371,10 +371,10 @@ fn several_secrets_are_an_array_or_have_commas() {
     let loaded =
         Given::new(&[("CONNECTOR_TOKEN", "0123456789abcdef, fedcba9876543210,"), ("CONNECTOR_SIGNING_SECRET", secret)])
             .load();
-    assert_eq!((loaded.config.auth.tokens.len(), loaded.config.auth.signing_secrets.len()), (2, 1));
+    assert_eq!((loaded.config.service.auth.tokens.len(), loaded.config.service.auth.signing_secrets.len()), (2, 1));
     let file = format!("[server]\ntoken = ['0123456789,abcdef']\nsigning_secret = ['{secret}', '{secret}']");
     let loaded = Given::new(&[]).file(&file).load();
-    assert_eq!((loaded.config.auth.tokens.len(), loaded.config.auth.signing_secrets.len()), (1, 2));
+    assert_eq!((loaded.config.service.auth.tokens.len(), loaded.config.service.auth.signing_secrets.len()), (1, 2));
 }
 
 #[test]

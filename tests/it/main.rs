@@ -1,5 +1,8 @@
 //! The real service on a free port, in front of a stand-in for Variance that can be told to misbehave.
 
+#![expect(unreachable_pub, reason = "nothing can be reached from outside of a test")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 mod bad_input;
 mod forwarding;
 mod harness;

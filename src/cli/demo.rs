@@ -1,0 +1,245 @@
+//! `demo`: the whole way on one machine, with nothing to configure.
+//!
+//! A stand-in for Variance listens on a free port, the real service runs in front of it, and sample traffic goes through
+//! over HTTP, just as PostHog would send it.
+
+use std::{
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, bail, ensure};
+use axum::{
+    Router,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    routing::post,
+};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    auth,
+    destination::{self, Authorization},
+    mapping, outbox,
+    posthog::{Body, Event},
+    server, service,
+};
+
+/// The credential of the stand-in, and the token that a sender must present. Both are worth nothing elsewhere.
+const AUTHORIZATION: &str = "Bearer demo-variance-credential";
+const TOKEN: &str = "demo-sender-token";
+
+/// One request of the sample traffic.
+#[derive(Deserialize)]
+struct Sample {
+    what: String,
+    path: String,
+    /// Type and id of the calls that must arrive.
+    arrives: Vec<String>,
+    body: Box<RawValue>,
+}
+
+/// What the stand-in got.
+struct Call {
+    authorization: String,
+    body: Bytes,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Go on running afterwards, for requests of your own
+    #[arg(long)]
+    keep_running: bool,
+}
+
+/// Runs the demonstration. Fails if anything else arrives than should.
+pub(super) fn run(Args { keep_running }: Args) -> anyhow::Result<()> {
+    super::runtime()?.block_on(demonstrate(keep_running))
+}
+
+async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
+    let samples: Vec<Sample> = serde_json::from_str(include_str!("demo/traffic.json")).expect("the samples are JSON");
+    let (calls, mut arrived) = mpsc::unbounded_channel();
+    let (variance, _stand_in) = stand_in(calls).await?;
+    let mapping = mapping::Settings::default();
+    let service = Service::start(variance, mapping.clone()).await?;
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "A stand-in for Variance listens on http://{variance}, the connector on http://{}.",
+        service.address
+    )?;
+
+    let client = reqwest::Client::builder().no_proxy().build().context("the sender's HTTP client")?;
+    let mut total = Total::default();
+    for sample in &samples {
+        let text = sample.body.get();
+        writeln!(out, "\n● {} (POST {}, {} bytes)", sample.what, sample.path, text.len())?;
+        let request = client.post(format!("http://{}{}", service.address, sample.path));
+        let reply =
+            request.bearer_auth(TOKEN).body(text.to_owned()).send().await.context("the connector must reply")?;
+        let status = reply.status();
+        let reply: Value = serde_json::from_slice(&reply.bytes().await?).context("a reply must be JSON")?;
+
+        let mut ids = Vec::new();
+        while let Ok(call) = arrived.try_recv() {
+            ids.push(show_call(&mut out, &call)?);
+        }
+        show_rest(&mut out, text, &mapping, &reply)?;
+        writeln!(out, "  ← {status} {}", without_problems(&reply))?;
+        ids.sort();
+        ensure!(ids == sample.arrives, "{:?} should have arrived, but {ids:?} did", sample.arrives);
+        ensure!(status == StatusCode::OK, "the reply should have been 200");
+        total.add(&reply, ids.len())?;
+    }
+    total.show(&mut out)?;
+    if keep_running {
+        let address = service.address;
+        writeln!(out, "\nStill running, until Ctrl-C. Try it yourself:\n  curl -i http://{address}/webhook \\")?;
+        writeln!(out, "    -H 'Authorization: Bearer {TOKEN}' -d '{{\"event\":\"hello\",\"distinct_id\":\"me\"}}'")?;
+        loop {
+            tokio::select! {
+                Some(call) = arrived.recv() => drop(show_call(&mut out, &call)?),
+                result = tokio::signal::ctrl_c() => break result.context("waiting for Ctrl-C")?,
+            }
+        }
+    }
+    service.stop().await
+}
+
+/// A server that takes everything, as Variance does.
+async fn stand_in(calls: mpsc::UnboundedSender<Call>) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
+    let take = post(async move |headers: HeaderMap, body: Bytes| {
+        let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let call = Call { authorization: authorization.unwrap_or_default().to_owned(), body };
+        // When nobody looks any more, there is nothing to tell.
+        drop(calls.send(call));
+        StatusCode::OK
+    });
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a free port for the stand-in")?;
+    let address = listener.local_addr()?;
+    let serve = axum::serve(listener, Router::new().route("/webhooks/posthog", take));
+    Ok((address, tokio::spawn(async move { drop(serve.await) })))
+}
+
+/// The service, as `serve` runs it.
+struct Service {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<reqwest::Result<usize>>,
+}
+
+impl Service {
+    async fn start(variance: SocketAddr, mapping: mapping::Settings) -> anyhow::Result<Self> {
+        let mut authorization = HeaderValue::from_static(AUTHORIZATION);
+        authorization.set_sensitive(true);
+        let destination = destination::Settings {
+            webhook_url: format!("http://{variance}/webhooks/posthog").parse().expect("an address makes a URL"),
+            authorization: Authorization { value: authorization, file: None },
+            attempt_timeout: Duration::from_secs(10),
+            use_proxy: false,
+        };
+        let server = server::Settings {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            shutdown_grace: Duration::from_secs(2),
+            ..server::Settings::default()
+        };
+        let tokens = vec![TOKEN.parse().expect("long enough")];
+        let settings = service::Settings {
+            server,
+            auth: auth::Settings { tokens, signing_secrets: Vec::new() },
+            mapping,
+            destination,
+            outbox: outbox::Settings::default(),
+        };
+        let listener = server::bind(settings.server.listen).context("a free port for the connector")?;
+        let address = listener.local_addr()?;
+        let shutdown = CancellationToken::new();
+        Ok(Self { address, task: tokio::spawn(service::run(listener, settings, shutdown.clone())), shutdown })
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        let abandoned = self.task.await.context("the service must end well")??;
+        ensure!(abandoned == 0, "{abandoned} events were still held");
+        Ok(())
+    }
+}
+
+/// Prints a call as it arrived, and returns its type and id.
+fn show_call(out: &mut impl Write, call: &Call) -> anyhow::Result<String> {
+    let body: Value = serde_json::from_slice(&call.body).context("what arrives must be JSON")?;
+    let text = |key: &str| body[key].as_str().unwrap_or("-").to_owned();
+    ensure!(call.authorization == AUTHORIZATION, "the call came without its credential");
+    let masked = format!("Bearer …{}", &call.authorization[call.authorization.len() - 2..]);
+    let name = body["event"].as_str().map(|name| format!(" \"{name}\"")).unwrap_or_default();
+    writeln!(out, "  → {}{name} arrived at Variance (Authorization: {masked})", text("type"))?;
+    for line in serde_json::to_string_pretty(&body)?.lines() {
+        writeln!(out, "      {line}")?;
+    }
+    Ok(format!("{} {}", text("type"), text("messageId")))
+}
+
+/// Prints why the other events of a body did not arrive: filtered by the very rule that the service goes by, or named as a
+/// problem in its reply.
+fn show_rest(out: &mut impl Write, text: &str, mapping: &mapping::Settings, reply: &Value) -> anyhow::Result<()> {
+    let body = Body::parse(text).context("the samples are bodies")?;
+    for element in &body.elements {
+        let Ok(event) = Event::decode(*element, &body.envelope) else { continue };
+        if let Err(reason) = mapping.message(&event, SystemTime::now(), &mut Vec::new()) {
+            writeln!(out, "  ✕ {} was filtered: {reason}", event.name.as_str())?;
+        }
+    }
+    for problem in reply["problems"].as_array().into_iter().flatten() {
+        let reason = problem["reason"].as_str().unwrap_or("-");
+        writeln!(out, "  ✕ the event at index {} is invalid: {reason}", problem["index"])?;
+    }
+    Ok(())
+}
+
+fn without_problems(reply: &Value) -> String {
+    let mut counts = reply.clone();
+    if let Some(counts) = counts.as_object_mut() {
+        counts.remove("problems");
+    }
+    counts.to_string()
+}
+
+/// What the replies say in all, and what arrived.
+#[derive(Default)]
+struct Total {
+    received: u64,
+    delivered: u64,
+    filtered: u64,
+    invalid: u64,
+    arrived: usize,
+}
+
+impl Total {
+    fn add(&mut self, reply: &Value, arrived: usize) -> anyhow::Result<()> {
+        let count = |key: &str| reply[key].as_u64().with_context(|| format!("a reply must have {key}"));
+        self.received += count("received")?;
+        self.delivered += count("delivered")?;
+        self.filtered += count("filtered")?;
+        self.invalid += count("invalid")?;
+        self.arrived += arrived;
+        Ok(())
+    }
+
+    fn show(&self, out: &mut impl Write) -> anyhow::Result<()> {
+        let Self { received, delivered, filtered, invalid, arrived } = *self;
+        writeln!(
+            out,
+            "\n{received} events received = {delivered} delivered + {filtered} filtered + {invalid} invalid; \
+             {arrived} calls arrived, since one event was sent twice."
+        )?;
+        if received != delivered + filtered + invalid || arrived as u64 + 1 != delivered {
+            bail!("the counts do not add up");
+        }
+        Ok(())
+    }
+}

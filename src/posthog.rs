@@ -68,8 +68,8 @@ pub enum Invalid {
     /// Its `event` is something else than a string with something in it.
     #[error("the event has no name: `event` must be a string that is not empty")]
     UnusableName,
-    /// Its `batch` is something else than an array.
-    #[error("`batch` must be an array of events")]
+    /// It has a `batch` that is no array, or not where a batch can be.
+    #[error("`batch` must be an array of events, and stand in the outermost object of the body")]
     BatchIsNoArray,
     /// It is PostHog's legacy action webhook, whose text is for people.
     #[error(

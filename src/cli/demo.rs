@@ -100,7 +100,10 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     if keep_running {
         let address = service.address;
         writeln!(out, "\nStill running, until Ctrl-C. Try it yourself:\n  curl -i http://{address}/webhook \\")?;
-        writeln!(out, "    -H 'Authorization: Bearer {TOKEN}' -d '{{\"event\":\"hello\",\"distinct_id\":\"me\"}}'")?;
+        writeln!(
+            out,
+            "    -H 'Authorization: Bearer {TOKEN}' -H 'Content-Type: application/json' \\\n    -d '{{\"event\":\"hello\",\"distinct_id\":\"me\"}}'"
+        )?;
         loop {
             tokio::select! {
                 Some(call) = arrived.recv() => drop(show_call(&mut out, &call)?),

@@ -410,3 +410,6 @@ impl fmt::Display for EventId<'_> {
         f.write_str(&self.plain)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -290,39 +290,4 @@ impl FromStr for NamePattern {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quick_parity() {
-        let settings = Settings {
-            format: Format::Variance,
-            calls: Call::ALL.to_vec(),
-            exclude: vec![],
-            person_traits: false,
-            account_group: None,
-        };
-        let events = include_str!("../tests/it/parity/events.ndjson");
-        let expected = include_str!("../tests/it/parity/expected.ndjson");
-        for (event, expected) in events.lines().zip(expected.lines()) {
-            let body = posthog::Body::parse(event).unwrap();
-            let decoded = Event::decode(body.elements[0], &body.envelope).unwrap();
-            let expected: serde_json::Value = serde_json::from_str(expected).unwrap();
-            let message = settings.message(&decoded, SystemTime::now(), &mut Vec::new());
-            let got = match message {
-                Err(_) => serde_json::Value::Null,
-                Ok(message) => {
-                    let mut body: serde_json::Value = serde_json::from_slice(&message.body()).unwrap();
-                    body.as_object_mut().unwrap().remove("libary").unwrap();
-                    let context = body["context"].as_object_mut().unwrap();
-                    context.remove("library").unwrap();
-                    if context.is_empty() {
-                        body.as_object_mut().unwrap().remove("context");
-                    }
-                    body
-                }
-            };
-            assert_eq!(got, expected["body"], "{event}");
-        }
-    }
-}
+mod tests;

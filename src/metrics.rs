@@ -98,6 +98,19 @@ pub struct Snapshot {
     pub state: &'static str,
 }
 
+/// The routes, each with the statuses that it answers with.
+const STATUSES: [(&str, &[u16]); 6] = [
+    ("webhook", &[200, 400, 401, 413, 415, 422, 429, 503]),
+    ("batch", &[200, 400, 401, 413, 415, 422, 429, 503]),
+    ("healthz", &[200]),
+    ("readyz", &[200, 503]),
+    ("metrics", &[200]),
+    ("other", &[404, 405]),
+];
+
+/// What can be wrong with a credential: there is none, or it is not a right one.
+const AUTH_FAILURES: [&str; 2] = ["missing", "wrong"];
+
 /// The states that Variance can be in.
 pub const STATES: [&str; 4] = ["unknown", "up", "failing", "paused"];
 
@@ -121,6 +134,13 @@ impl Metrics {
         let filtered = counters("filtered_events_total", "Events not forwarded on purpose.", &["reason"]);
         let attempts = counters("attempts_total", "Attempts to post to Variance, by result.", &["result"]);
         let state = IntGaugeVec::new(opts("destination_state", "Variance's state: 1 for the current one."), &["state"]);
+        let requests = counters("requests_total", "Requests by route and status.", &["route", "status"]);
+        let auth_failures = counters("auth_failures_total", "Requests without a right credential.", &["reason"]);
+        // A counter that first appears at one shows no increase, so all begin at zero, and alerts see the first.
+        for (route, statuses) in STATUSES {
+            statuses.iter().for_each(|status| requests.with_label_values(&[route, &status.to_string()]).reset());
+        }
+        AUTH_FAILURES.iter().for_each(|reason| auth_failures.with_label_values(&[reason]).reset());
         let build = IntGaugeVec::new(opts("build_info", "This program's version."), &["version"]);
         register(&registry, build).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(ProcessCollector::for_self())).expect("its names are no one else's");
@@ -131,7 +151,7 @@ impl Metrics {
                 .map(|call| Outcome::ALL.map(|outcome| events.with_label_values(&[call, outcome.name()]))),
             joined: counter("joined_events_total", "Re-sends of an event that was under way or remembered."),
             filtered: ["no_call", "call_off", "excluded"].map(|reason| filtered.with_label_values(&[reason])),
-            requests: counters("requests_total", "Requests by route and status.", &["route", "status"]),
+            requests,
             request_seconds: register(
                 &registry,
                 HistogramVec::new(histogram_opts("request_duration_seconds", "Time to reply to a sender."), &["route"]),
@@ -144,7 +164,7 @@ impl Metrics {
                 Histogram::with_opts(histogram_opts("attempt_duration_seconds", "Time of one attempt to post.")),
             ),
             breaker_openings: counter("breaker_openings_total", "Times that posting to Variance was paused."),
-            auth_failures: counters("auth_failures_total", "Requests without a right credential.", &["reason"]),
+            auth_failures,
             connections: gauge("connections", "Open connections from senders."),
             held_events: gauge("held_events", "Events in memory that Variance does not have yet."),
             held_bytes: gauge("held_bytes", "Memory of the events held."),

@@ -35,7 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     body::{Budget, Charge, ReadError},
     intake::{Intake, Patience},
-    refusals::Refusals,
+    repeated::Repeated,
     reply::Reply,
 };
 use crate::{
@@ -49,7 +49,7 @@ use crate::{
 
 mod body;
 mod intake;
-mod refusals;
+mod repeated;
 mod reply;
 
 /// How long a sender may take for the head of a request; also how long a connection may be idle, which must be more than
@@ -151,7 +151,7 @@ pub async fn serve(
         max_body,
         auth: Arc::new(auth),
         unproven: Budget::new(max_body),
-        refusals: Refusals::default(),
+        refusals: Repeated::default(),
         intake,
         requests: TaskTracker::new(),
         started: Instant::now(),
@@ -195,13 +195,16 @@ impl Connections {
     async fn accept(&self, listener: TcpListener) -> Infallible {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let router = self.app.router();
+        let failures = Repeated::default();
         loop {
             let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Most often there are no descriptors left: only time can help.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if let Some(times) = failures.note(Instant::now()) {
+                        tracing::warn!(times, %error, "connections could not be accepted");
+                    }
                     sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -248,7 +251,7 @@ struct App {
     auth: Arc<Auth>,
     /// For all bodies together that are read to find out who sent them.
     unproven: Budget,
-    refusals: Refusals,
+    refusals: Repeated,
     intake: Intake,
     /// Requests in flight.
     requests: TaskTracker,
@@ -415,7 +418,9 @@ impl App {
     fn deny(&self, denied: Denied) -> Reply {
         let is_missing = matches!(denied, Denied::NoToken | Denied::NoApiKey | Denied::NoSignature);
         self.intake.metrics.auth_failed(if is_missing { "missing" } else { "wrong" });
-        self.refusals.note(denied);
+        if let Some(requests) = self.refusals.note(Instant::now()) {
+            tracing::warn!(requests, reason = %denied, "senders were refused");
+        }
         Reply::error(StatusCode::UNAUTHORIZED, denied.to_string())
     }
 

@@ -368,7 +368,11 @@ impl Shared {
         };
         self.metrics.ended(Some(message.call), counted, 1);
         if outcome != Outcome::Delivered {
-            let is_first = self.losses().note(message.id(), outcome, Instant::now());
+            let reason: &dyn fmt::Display = match outcome {
+                Outcome::Abandoned if self.stop.is_cancelled() => &"the connector stopped before Variance had it",
+                Outcome::Delivered | Outcome::Refused(_) | Outcome::Abandoned => &outcome,
+            };
+            let is_first = self.losses().note(message.id(), reason, Instant::now());
             self.wake_pacer_if(is_first);
         }
         for waiter in waiters {

@@ -1,10 +1,8 @@
 //! Events that Variance will not get, gathered so that each is named in the log without flooding it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use tokio::time::Instant;
-
-use super::Outcome;
 
 /// How many events a line names.
 const PER_LINE: usize = 100;
@@ -21,14 +19,14 @@ pub(super) struct Losses {
 
 impl Losses {
     /// Notes an event. True if it is the first since the last line.
-    pub(super) fn note(&mut self, id: &str, outcome: Outcome, now: Instant) -> bool {
+    pub(super) fn note(&mut self, id: &str, reason: &dyn Display, now: Instant) -> bool {
         let is_first = self.since.is_none();
         self.since.get_or_insert(now);
-        let reason = outcome.to_string();
-        let ids = self.by_reason.entry(reason).or_default();
+        let reason = reason.to_string();
+        let ids = self.by_reason.entry(reason.clone()).or_default();
         ids.push(id.to_owned());
         if ids.len() == PER_LINE {
-            log(&outcome.to_string(), &std::mem::take(ids));
+            log(&reason, &std::mem::take(ids));
         }
         is_first
     }

@@ -6,5 +6,8 @@
 mod bad_input;
 mod forwarding;
 mod harness;
+mod health;
+mod logs;
+mod metrics;
 mod parity;
 mod variance;

@@ -1,0 +1,213 @@
+//! What Prometheus reads: every metric of README's list, each of which moves, and nothing else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use variance_connector::backoff::Backoff;
+
+use crate::{
+    harness::{Reply, Service},
+    variance::{Behaviour, Variance},
+};
+
+const TOKEN: &str = "a-token-of-the-tests";
+
+/// More than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Label names with their values.
+type Labels = BTreeMap<String, BTreeSet<String>>;
+
+/// What `/metrics` has said so far: the families with their labels, and which label values had a figure other than zero.
+#[derive(Default)]
+struct Seen {
+    families: BTreeMap<String, Labels>,
+    moved: BTreeMap<String, Labels>,
+}
+
+impl Seen {
+    async fn look(&mut self, service: &Service) {
+        let text = service.get("/metrics").await.text;
+        let mut family = String::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                family = rest.split(' ').next().unwrap().to_owned();
+                self.families.entry(family.clone()).or_default();
+                continue;
+            }
+            if line.starts_with('#') {
+                continue;
+            }
+            assert!(line.starts_with(&family), "{line} stands under {family}");
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let has_moved = value.parse::<f64>().unwrap() != 0.0;
+            if has_moved {
+                self.moved.entry(family.clone()).or_default();
+            }
+            let labels = series.split_once('{').map_or("", |(_, labels)| labels.trim_end_matches('}'));
+            for (label, value) in labels.split(',').filter_map(|label| label.split_once('=')) {
+                if label == "le" {
+                    continue;
+                }
+                let note = |families: &mut BTreeMap<String, Labels>| {
+                    let values = families.entry(family.clone()).or_default().entry(label.to_owned()).or_default();
+                    values.insert(value.trim_matches('"').to_owned());
+                };
+                note(&mut self.families);
+                if has_moved {
+                    note(&mut self.moved);
+                }
+            }
+        }
+    }
+}
+
+/// The table in README: a row for each metric, its labels as `` `name` = `value`, `value`; `name` = … ``.
+fn documented() -> BTreeMap<String, Labels> {
+    let readme = include_str!("../../README.md");
+    let section = readme.split("\n## Metrics\n").nth(1).expect("README has a section on metrics");
+    let rows = section.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
+    let unquoted = |text: &str| text.trim().trim_matches('`').to_owned();
+    rows.map(|row| {
+        let cells: Vec<_> = row.split('|').collect();
+        let labels = cells[1].split("; ").filter_map(|label| label.split_once(" = "));
+        let labels = labels.map(|(name, values)| (unquoted(name), values.split(", ").map(unquoted).collect()));
+        (unquoted(cells[0]), labels.collect())
+    })
+    .collect()
+}
+
+async fn post(service: &Service, path: &str, body: impl Into<reqwest::Body>) -> Reply {
+    Reply::of(service.client.post(service.url(path)).bearer_auth(TOKEN).body(body)).await
+}
+
+fn event(name: &str) -> Value {
+    json!({"event": name, "uuid": name, "distinct_id": "d"})
+}
+
+/// Fails the events whose name says how, the first time or, where the service tries again at once, the first two times.
+fn failing_at_first() -> impl Fn(&crate::variance::Received) -> Behaviour + Send + Sync {
+    let (status, slow, broken) = (AtomicUsize::new(1), AtomicUsize::new(1), AtomicUsize::new(2));
+    move |received| {
+        let left = |count: &AtomicUsize| {
+            count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+        };
+        match &*received.id() {
+            "refused" => Behaviour::Status(400),
+            "status" if left(&status) => Behaviour::Status(500),
+            "slow" if left(&slow) => Behaviour::After(Duration::from_secs(30), Box::new(Behaviour::Status(200))),
+            "broken" if left(&broken) => Behaviour::Reset,
+            _ => Behaviour::Status(200),
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
+    let mut seen = Seen::default();
+    let mut variance = Variance::start().await;
+    variance.script(failing_at_first());
+    let service = Service::start(&variance, |settings| {
+        settings.auth.tokens = vec![TOKEN.parse().unwrap()];
+        settings.mapping.exclude = vec!["noise*".parse().unwrap()];
+        settings.server.webhook_deadline = Duration::from_secs(1);
+        settings.server.max_body = 1 << 20;
+        settings.destination.attempt_timeout = Duration::from_secs(1);
+        settings.outbox.max_held = 64 << 10;
+        settings.outbox.retry_for = Duration::from_secs(3);
+    })
+    .await;
+    seen.look(&service).await;
+
+    let names = ["a", "$pageview", "$identify", "$create_alias", "refused", "status", "slow", "broken"];
+    let filtered = ["$autocapture", "$groupidentify", "noise in tests"];
+    let mut events: Vec<_> = names.iter().chain(&filtered).map(|name| event(name)).collect();
+    events.extend([event("a"), json!({})]);
+    let reply = post(&service, "/batch/", json!(events).to_string()).await;
+    assert_eq!((reply.status, reply.counts()[0]), (200, 13), "{}", reply.text);
+    seen.look(&service).await;
+
+    assert_eq!(post(&service, "/webhook", event("$autocapture").to_string()).await.status, 200);
+    assert_eq!(post(&service, "/webhook", "{}").await.status, 422);
+    assert_eq!(post(&service, "/webhook", "no JSON").await.status, 400);
+    assert_eq!(post(&service, "/webhook", vec![b' '; 2 << 20]).await.status, 413);
+    assert_eq!(service.post("/webhook", "{}").await.status, 401);
+    let request = service.client.post(service.url("/webhook"));
+    assert_eq!(Reply::of(request.try_clone().unwrap().bearer_auth("another").body("{}")).await.status, 401);
+    assert_eq!(Reply::of(request.bearer_auth(TOKEN).header("content-type", "text/csv")).await.status, 415);
+    assert_eq!(service.get("/webhook").await.status, 405);
+    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/favicon.ico", 404)] {
+        assert_eq!(service.get(path).await.status, status);
+    }
+
+    variance.vanish();
+    let many: Vec<_> = (0..300).map(|number| event(&format!("late {number}"))).collect();
+    assert_eq!(post(&service, "/webhook", json!(many).to_string()).await.status, 503);
+    assert_eq!(post(&service, "/webhook", event("too late").to_string()).await.status, 429);
+    seen.look(&service).await;
+    timeout(PATIENCE, service.outbox.emptied()).await.expect("all of them end");
+    sums_agree(&service).await;
+    seen.look(&service).await;
+
+    fails_once(&mut seen).await;
+    // It counts whole seconds.
+    let a_second_of_work = async {
+        while !seen.moved.contains_key("process_cpu_seconds_total") {
+            seen.look(&service).await;
+        }
+    };
+    timeout(PATIENCE, a_second_of_work).await.expect("looking takes time");
+    let mut documented = documented();
+    // Its value is this program's version, which no document can keep up with.
+    let version = BTreeSet::from([env!("CARGO_PKG_VERSION").to_owned()]);
+    documented.get_mut("variance_connector_build_info").unwrap().insert("version".to_owned(), version);
+    assert_same(&seen.families, &documented, "README and /metrics do not have the same metrics");
+    assert_same(&seen.moved, &documented, "not every metric has moved");
+}
+
+/// A state of its own: the destination has failed, and not often enough for a pause.
+async fn fails_once(seen: &mut Seen) {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::Status(500));
+    let day = Duration::from_secs(24 * 60 * 60);
+    let service = Service::start(&variance, |settings| {
+        settings.server.webhook_deadline = Duration::from_millis(300);
+        settings.outbox.pacing.backoff = Backoff::new(day, day);
+    })
+    .await;
+    assert_eq!(service.post("/webhook", event("a").to_string()).await.status, 503);
+    variance.received_at_least(1).await;
+    let failing =
+        async { while service.metric(r#"variance_connector_destination_state{state="failing"}"#).await == 0.0 {} };
+    timeout(PATIENCE, failing).await.expect("it fails");
+    seen.look(&service).await;
+}
+
+/// The rule that holds whenever nothing is moving.
+async fn sums_agree(service: &Service) {
+    let text = service.get("/metrics").await.text;
+    let sum = |name: &str| -> f64 {
+        let name = format!("variance_connector_{name}");
+        let values = text.lines().filter(|line| line.starts_with(&name)).map(|line| line.rsplit(' ').next().unwrap());
+        values.map(|value| value.parse::<f64>().unwrap()).sum()
+    };
+    let ended = sum("events_total{");
+    let (received, joined, held) = (sum("received_events_total "), sum("joined_events_total "), sum("held_events "));
+    assert_eq!(received, ended + joined + held, "{text}");
+    assert!(received > 300.0 && ended > 300.0 && joined == 1.0, "{text}");
+}
+
+fn assert_same(left: &BTreeMap<String, Labels>, right: &BTreeMap<String, Labels>, what: &str) {
+    let names: BTreeSet<_> = left.keys().chain(right.keys()).collect();
+    let differing: Vec<_> = names
+        .into_iter()
+        .filter(|name| left.get(*name) != right.get(*name))
+        .map(|name| format!("{name}: {:?}, and in README {:?}", left.get(name), right.get(name)))
+        .collect();
+    assert!(differing.is_empty(), "{what}:\n{}", differing.join("\n"));
+}

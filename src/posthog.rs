@@ -369,6 +369,7 @@ impl<'a> Properties<'a> {
 pub struct EventId<'a> {
     json: Cow<'a, str>,
     plain: Cow<'a, str>,
+    is_random: bool,
 }
 
 impl<'a> EventId<'a> {
@@ -376,7 +377,7 @@ impl<'a> EventId<'a> {
     fn of_uuid(raw: Raw<'a>) -> Option<Self> {
         let plain = raw.as_text()?.to_scalar_string();
         let fits = (1..=MAX_UUID_BYTES).contains(&plain.len());
-        fits.then_some(Self { json: Cow::Borrowed(raw.as_str()), plain })
+        fits.then_some(Self { json: Cow::Borrowed(raw.as_str()), plain, is_random: false })
     }
 
     /// The `id` of older senders, which is another thing elsewhere: it counts only if it is a UUID.
@@ -387,11 +388,16 @@ impl<'a> EventId<'a> {
     /// An identity for an event that has none: from its bytes if its own timestamp makes them unlike any other's, so that
     /// a re-send is known again; else a random one, because a duplicate is better than a loss.
     fn made_for(event: Raw<'a>, timestamp: Option<Raw<'a>>) -> Self {
-        let uuid = match timestamp {
-            Some(_) => Uuid::new_v5(&NAMESPACE, event.as_str().as_bytes()),
-            None => Uuid::new_v4(),
+        let (uuid, is_random) = match timestamp {
+            Some(_) => (Uuid::new_v5(&NAMESPACE, event.as_str().as_bytes()), false),
+            None => (Uuid::new_v4(), true),
         };
-        Self { json: Cow::Owned(format!("\"{uuid}\"")), plain: Cow::Owned(uuid.to_string()) }
+        Self { json: Cow::Owned(format!("\"{uuid}\"")), plain: Cow::Owned(uuid.to_string()), is_random }
+    }
+
+    /// Whether it is another one each time that the event is decoded.
+    pub fn is_random(&self) -> bool {
+        self.is_random
     }
 
     /// The id as JSON, byte for byte as the sender wrote it.

@@ -251,6 +251,7 @@ impl Drop for Request<'_, '_> {
     }
 }
 
+/// The uuid that Variance gets and that the log names; a random one cannot be told again.
 fn uuid_of(element: Raw<'_>, envelope: &Envelope<'_>) -> Option<String> {
-    Event::decode(element, envelope).ok().map(|event| event.uuid.to_string())
+    Event::decode(element, envelope).ok().filter(|event| !event.uuid.is_random()).map(|event| event.uuid.to_string())
 }

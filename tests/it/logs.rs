@@ -26,14 +26,20 @@ struct Program {
     lines: Receiver<Value>,
     client: Client,
     address: String,
-    /// The first line.
+    /// What it warned of before it was ready.
+    before: Vec<Value>,
+    /// The line that says so.
     ready: Value,
 }
 
 impl Program {
-    async fn start(variance: &Variance, variables: &[(&str, &str)]) -> Self {
+    fn start(variance: &Variance, variables: &[(&str, &str)]) -> Self {
+        Self::start_as(Command::new(env!("CARGO_BIN_EXE_variance-connector")), variance, variables)
+    }
+
+    fn start_as(mut command: Command, variance: &Variance, variables: &[(&str, &str)]) -> Self {
         install_provider();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_variance-connector"))
+        let mut child = command
             .env_clear()
             .envs([("VARIANCE_WEBHOOK_URL", &*variance.url()), ("VARIANCE_AUTHORIZATION", AUTHORIZATION)])
             .envs([("CONNECTOR_LISTEN", "127.0.0.1:0"), ("CONNECTOR_TOKEN", TOKEN)])
@@ -51,9 +57,13 @@ impl Program {
                 drop(sender.send(line));
             }
         });
-        let ready: Value = lines.recv_timeout(PATIENCE).unwrap();
+        let mut ready: Value = lines.recv_timeout(PATIENCE).unwrap();
+        let mut before = Vec::new();
+        while ready["message"] != "ready" {
+            before.push(std::mem::replace(&mut ready, lines.recv_timeout(PATIENCE).unwrap()));
+        }
         let address = ready["address"].as_str().unwrap_or_else(|| panic!("no address in {ready}")).to_owned();
-        Self { child, lines, client: Client::builder().no_proxy().build().unwrap(), address, ready }
+        Self { child, lines, client: Client::builder().no_proxy().build().unwrap(), address, before, ready }
     }
 
     fn request(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
@@ -69,10 +79,14 @@ impl Program {
         tokio::task::block_in_place(|| self.lines.recv_timeout(PATIENCE)).expect("there is another line")
     }
 
-    /// Ends it as an orchestrator does. Returns what it logged until then.
-    fn stop(&mut self) -> (ExitStatus, Vec<Value>) {
+    fn terminate(&self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    }
+
+    /// Ends it as an orchestrator does. Returns what it logged until then.
+    fn stop(&mut self) -> (ExitStatus, Vec<Value>) {
+        self.terminate();
         let rest = tokio::task::block_in_place(|| self.lines.iter().collect());
         (self.child.wait().unwrap(), rest)
     }
@@ -103,7 +117,7 @@ fn essence(line: &Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_line_says_what_runs_and_the_last_that_it_stopped_and_nothing_is_said_of_requests() {
     let variance = Variance::start().await;
-    let mut program = Program::start(&variance, &[("CONNECTOR_EXCLUDE", "a,b*")]).await;
+    let mut program = Program::start(&variance, &[("CONNECTOR_EXCLUDE", "a,b*")]);
     let expected = json!({
         "level": "INFO",
         "message": "ready",
@@ -115,6 +129,7 @@ async fn the_first_line_says_what_runs_and_the_last_that_it_stopped_and_nothing_
         "excluded": 2,
         "auth": "token",
     });
+    assert!(program.before.is_empty(), "{:?}", program.before);
     assert_eq!(essence(&program.ready), expected);
     assert_eq!(program.post("/batch", events("e", 10)).await.status, 200);
     assert_eq!(program.post("/webhook", "no JSON").await.status, 400);
@@ -130,7 +145,7 @@ async fn the_first_line_says_what_runs_and_the_last_that_it_stopped_and_nothing_
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_is_a_line_at_debug() {
     let variance = Variance::start().await;
-    let program = Program::start(&variance, &[("CONNECTOR_LOG_LEVEL", "debug")]).await;
+    let program = Program::start(&variance, &[("CONNECTOR_LOG_LEVEL", "debug")]);
     assert_eq!(program.post("/batch", events("e", 3)).await.status, 200);
     let expected = json!({"level": "DEBUG", "message": "replied", "route": "batch", "status": 200, "received": 3});
     assert_eq!(essence(&program.line()), expected);
@@ -140,7 +155,7 @@ async fn each_request_is_a_line_at_debug() {
 async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     let variance = Variance::start().await;
     variance.always(Behaviour::Status(502));
-    let mut program = Program::start(&variance, &[("CONNECTOR_WEBHOOK_DEADLINE", "1s")]).await;
+    let mut program = Program::start(&variance, &[("CONNECTOR_WEBHOOK_DEADLINE", "1s")]);
     assert_eq!(program.post("/webhook", events("e", 20)).await.status, 503);
     let mut begins = essence(&program.line());
     assert!((5..=20).contains(&begins["held"].take().as_u64().unwrap()), "so many were in when the fifth failed");
@@ -174,7 +189,7 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_senders_are_summed_up() {
     let variance = Variance::start().await;
-    let mut program = Program::start(&variance, &[]).await;
+    let mut program = Program::start(&variance, &[]);
     for _ in 0..50 {
         assert_eq!(Reply::of(program.request("/webhook", "{}")).await.status, 401);
     }
@@ -195,7 +210,7 @@ async fn refused_senders_are_summed_up() {
 async fn every_event_that_is_lost_is_named_a_hundred_to_a_line_and_a_hundred_in_a_row_are_an_error() {
     let variance = Variance::start().await;
     variance.always(Behaviour::Status(422));
-    let mut program = Program::start(&variance, &[]).await;
+    let mut program = Program::start(&variance, &[]);
     assert_eq!(program.post("/batch", events("refused ", 250)).await.status, 422);
     let (_, rest) = program.stop();
     let lost: Vec<_> = rest.iter().filter(|line| line["message"] == "events are lost").collect();
@@ -221,7 +236,7 @@ async fn what_a_stopping_program_holds_is_named() {
     let variance = Variance::start().await;
     variance.always(Behaviour::Status(503));
     let variables = [("CONNECTOR_WEBHOOK_DEADLINE", "1s"), ("CONNECTOR_SHUTDOWN_GRACE", "100ms")];
-    let mut program = Program::start(&variance, &variables).await;
+    let mut program = Program::start(&variance, &variables);
     assert_eq!(program.post("/webhook", events("held ", 3)).await.status, 503);
     let (status, rest) = program.stop();
     assert!(status.success(), "what is lost is told by the log, not by the shell");
@@ -230,4 +245,64 @@ async fn what_a_stopping_program_holds_is_named() {
     assert_eq!(lost[0]["count"], 3);
     assert_eq!(lost[0]["reason"], "the connector stopped before Variance had it");
     assert_eq!(rest.last().unwrap()["abandoned"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_program_at_once() {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::Status(503));
+    let variables = [("CONNECTOR_WEBHOOK_DEADLINE", "1s"), ("CONNECTOR_SHUTDOWN_GRACE", "1h")];
+    let mut program = Program::start(&variance, &variables);
+    assert_eq!(program.post("/webhook", events("held ", 1)).await.status, 503);
+    program.terminate();
+    while program.line()["message"] != "stopping: no more events are taken in" {}
+    let (status, rest) = program.stop();
+    assert_eq!(status.code(), Some(1));
+    let last = json!({"level": "ERROR", "message": "a second signal: ending at once"});
+    assert_eq!(rest.last().map(essence), Some(last));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_that_was_changed_is_told_of_and_so_is_one_that_cannot_be_read() {
+    let variance = Variance::start().await;
+    variance.script(|received| Behaviour::Status(if received.headers["authorization"] == "new" { 200 } else { 401 }));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("authorization");
+    std::fs::write(&file, "old").unwrap();
+    let variables = [
+        ("VARIANCE_AUTHORIZATION", ""),
+        ("VARIANCE_AUTHORIZATION_FILE", file.to_str().unwrap()),
+        ("CONNECTOR_WEBHOOK_DEADLINE", "1s"),
+    ];
+    let program = Program::start(&variance, &variables);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(program.post("/webhook", events("e", 1)).await.status, 503);
+    let unreadable = essence(&program.line());
+    assert_eq!(unreadable["level"], "WARN");
+    assert_eq!(unreadable["message"], "Variance's credential could not be read again");
+    assert!(unreadable["error"].as_str().unwrap().contains("No such file"), "{unreadable}");
+    std::fs::write(&file, "new").unwrap();
+    let mut line = essence(&program.line());
+    while line["level"] == "WARN" {
+        line = essence(&program.line());
+    }
+    let changed = json!({"level": "INFO", "message": "Variance's credential was read again: it has changed"});
+    assert_eq!(line, changed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_descriptors_are_told_of_at_the_start_and_when_they_are_used_up() {
+    let variance = Variance::start().await;
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 40 && exec \"$0\"", env!("CARGO_BIN_EXE_variance-connector")]);
+    let program = Program::start_as(command, &variance, &[]);
+    let low = json!({"level": "WARN", "message": "the limit of open files is low", "limit": 40, "wanted": 2176});
+    assert_eq!(program.before.iter().map(essence).collect::<Vec<_>>(), [low]);
+    let connections: Vec<_> = (0..60).map(|_| std::net::TcpStream::connect(&program.address).unwrap()).collect();
+    let line = essence(&program.line());
+    assert_eq!((&line["level"], &line["message"]), (&json!("WARN"), &json!("connections could not be accepted")));
+    assert_eq!(line["times"], 1);
+    assert!(line["error"].as_str().unwrap().contains("Too many open files"), "{line}");
+    drop(connections);
+    assert_eq!(program.post("/webhook", events("e", 1)).await.status, 200, "it goes on");
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use axum::http::HeaderValue;
-use reqwest::{Client, RequestBuilder, StatusCode};
+use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -167,10 +167,6 @@ impl Reply {
         let json = self.json();
         let problems = json["problems"].as_array().expect("every reply has problems, if only none");
         problems.iter().map(|problem| problem["reason"].as_str().unwrap().to_owned()).collect()
-    }
-
-    pub fn is(&self, status: StatusCode) -> bool {
-        self.status == status.as_u16()
     }
 }
 

@@ -58,9 +58,9 @@ pub enum Behaviour {
     /// Resets the connection after it has read the request.
     Reset,
     /// Answers after a while.
-    After(Duration, Box<Behaviour>),
+    After(Duration, Box<Self>),
     /// Answers, and closes the connection when it has been idle for so long.
-    ThenCloseIdle(Box<Behaviour>, Duration),
+    ThenCloseIdle(Box<Self>, Duration),
 }
 
 /// What the stand-in does with a connection before it reads.

@@ -13,10 +13,11 @@ use std::{
 
 use axum::http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
 };
 use bytes::Bytes;
 use reqwest::{Client, Method, Request, Response, redirect};
+use rustls::CertificateError;
 use tokio::time::timeout;
 use url::Url;
 
@@ -102,6 +103,9 @@ pub enum Fault {
     /// Its name is not known.
     #[error("the name of Variance's host could not be resolved")]
     Dns,
+    /// Its certificate is for other names.
+    #[error("the certificate of Variance's host is for another name")]
+    TlsName,
     /// Its certificate cannot be trusted, or it speaks no TLS.
     #[error("no trusted TLS connection to Variance's host")]
     Tls,
@@ -243,6 +247,11 @@ impl fmt::Debug for Destination {
 pub struct Rest(Option<Response>);
 
 impl Rest {
+    /// Where the reply says that the webhook has moved.
+    pub fn location(&self) -> Option<&str> {
+        self.0.as_ref()?.headers().get(LOCATION)?.to_str().ok()
+    }
+
     /// Reads the rest within limits, so that the connection can be used again; beyond them it is closed.
     pub async fn discard(self) {
         let Some(mut reply) = self.0.filter(|reply| reply.content_length() != Some(0)) else { return };
@@ -266,8 +275,8 @@ fn fault_of(error: &reqwest::Error) -> Fault {
     let mut connecting = error.is_connect();
     let mut cause = error.source();
     while let Some(error) = cause {
-        if error.is::<rustls::Error>() {
-            return Fault::Tls;
+        if let Some(error) = error.downcast_ref() {
+            return fault_of_tls(error);
         }
         // The resolver's error type is private to the client's connector; its text is what tells it.
         if connecting && error.to_string().starts_with("dns error") {
@@ -283,6 +292,15 @@ fn fault_of(error: &reqwest::Error) -> Fault {
         error if error.is_timeout() => Fault::Timeout,
         error if error.is_connect() => Fault::Connect,
         _ => Fault::Broken,
+    }
+}
+
+fn fault_of_tls(error: &rustls::Error) -> Fault {
+    match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => Fault::TlsName,
+        _ => Fault::Tls,
     }
 }
 

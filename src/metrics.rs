@@ -214,7 +214,7 @@ impl Metrics {
             Verdict::Refused(_) => 1,
             Verdict::Failed { fault: Fault::Status(_), .. } => 2,
             Verdict::Failed { fault: Fault::Timeout, .. } => 3,
-            Verdict::Failed { fault: Fault::Connect | Fault::Dns | Fault::Tls, .. } => 4,
+            Verdict::Failed { fault: Fault::Connect | Fault::Dns | Fault::Tls | Fault::TlsName, .. } => 4,
             Verdict::Failed { fault: Fault::Broken, .. } => 5,
         };
         self.0.attempts[result].inc();

@@ -8,6 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::config;
 
+mod check;
 mod completions;
 mod demo;
 mod healthcheck;
@@ -15,6 +16,11 @@ mod serve;
 
 /// Bad usage or configuration (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
+
+/// The command did not succeed, and has said why.
+#[derive(Debug, thiserror::Error)]
+#[error("the command did not succeed")]
+struct Failed;
 
 /// Forwards PostHog events to Variance.
 #[derive(Debug, Parser)]
@@ -33,6 +39,9 @@ enum Command {
     Serve(serve::Args),
     /// Show the whole way on this machine, with a stand-in for Variance and nothing to configure.
     Demo(demo::Args),
+    /// Print the configuration and where each setting comes from; with `--send`, try it.
+    #[command(after_long_help = config::help())]
+    Check(check::Args),
     /// Ask the running service whether it is alive.
     Healthcheck(healthcheck::Args),
     /// Print the completions for a shell.
@@ -55,12 +64,14 @@ pub fn run(
     let result = match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(args) => serve::run(args, variables),
         Command::Demo(args) => demo::run(args),
+        Command::Check(args) => check::run(args, variables),
         Command::Healthcheck(args) => healthcheck::run(args, variables),
         Command::Completions(args) => completions::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Failed>() => ExitCode::FAILURE,
         Err(error) => fail(&error),
     }
 }

@@ -5,10 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod bad_input;
+mod check;
 mod forwarding;
 mod harness;
 mod health;
 mod logs;
 mod metrics;
 mod parity;
+mod program;
 mod variance;

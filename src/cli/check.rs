@@ -1,0 +1,174 @@
+//! `check`: what the configuration is, and whether Variance takes an event with it.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{self, Write},
+    time::SystemTime,
+};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use self::answer::Answer;
+use super::{Failed, serve};
+use crate::{
+    config::{self, Config, Loaded, Setting},
+    destination::Destination,
+    mapping,
+    posthog::{Body, Event},
+    service,
+    variance::{Call, Message},
+};
+
+mod answer;
+
+/// The name of the event that is sent.
+const TEST_EVENT: &str = "variance-connector test";
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Args {
+    #[command(flatten)]
+    settings: serve::Args,
+    /// Post a test event, which is marked as one, and say what the answer means
+    #[arg(long)]
+    send: bool,
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Text)]
+    format: Format,
+    /// Print nothing but warnings and what is wrong
+    #[arg(long, short, conflicts_with = "format")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A table for people
+    Text,
+    /// An object for programs
+    Json,
+}
+
+/// All that there is to say. In JSON, its fields are what programs rely on.
+#[derive(Default, Serialize)]
+struct Report {
+    settings: Vec<Line>,
+    warnings: Vec<String>,
+    problems: Vec<String>,
+    /// What came of the test event, if there was to be one.
+    send: Option<Answer>,
+}
+
+/// One setting.
+#[derive(Serialize)]
+struct Line {
+    key: &'static str,
+    value: Option<String>,
+    origin: String,
+}
+
+/// Prints the configuration. Fails if it is wrong, or if Variance does not take the test event.
+pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+    let Args { settings: flags, send, format, quiet } = args;
+    let mut out = io::stdout().lock();
+    let Loaded { config, settings, warnings } = match config::load(&flags.into(), variables) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            if format == Format::Json {
+                let report = Report { problems: error.problems.clone(), ..Report::default() };
+                writeln!(out, "{}", json!(report))?;
+            }
+            return Err(error.into());
+        }
+    };
+    let mut report = Report { settings: settings.into_iter().map(Line::from).collect(), warnings, ..Report::default() };
+    // The table comes before the answer, which may take as long as an attempt.
+    if format == Format::Text && !quiet {
+        write!(out, "{}", Table(&report.settings))?;
+    }
+    if format == Format::Text {
+        for warning in &report.warnings {
+            writeln!(out, "warning: {warning}")?;
+        }
+        out.flush()?;
+    }
+    if send {
+        report.send = Some(super::runtime()?.block_on(send_test(config))?);
+    }
+    match (format, &report.send) {
+        (Format::Json, _) => writeln!(out, "{}", json!(report))?,
+        (Format::Text, Some(answer)) if !quiet || !answer.is_accepted() => writeln!(out, "{answer}")?,
+        (Format::Text, None) if !quiet => {
+            writeln!(out, "The configuration is valid. Nothing was sent (`--send` would).")?
+        }
+        (Format::Text, _) => {}
+    }
+    match report.send {
+        Some(answer) if !answer.is_accepted() => Err(Failed.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Posts one `track`, whatever the filters say.
+async fn send_test(config: Config) -> anyhow::Result<Answer> {
+    let service::Settings { mapping, destination, .. } = config.service;
+    let url = destination.webhook_url.clone();
+    let timeout = destination.attempt_timeout;
+    let message = test_message(&mapping, Uuid::new_v4(), SystemTime::now());
+    let destination =
+        Destination::new(destination, 1).context("no client for Variance: are there root certificates?")?;
+    let (verdict, rest) = destination.post(message.body()).await;
+    let answer = Answer::of(verdict, &url, rest.location(), timeout);
+    rest.discard().await;
+    Ok(answer)
+}
+
+/// A PostHog event that nobody can take for a real one, on the way that all events go.
+fn test_message(mapping: &mapping::Settings, id: Uuid, now: SystemTime) -> Message {
+    let event = json!({
+        "event": TEST_EVENT,
+        "uuid": id.to_string(),
+        "distinct_id": "variance-connector-test",
+        "timestamp": humantime::format_rfc3339_millis(now).to_string(),
+        "properties": {"test": true, "sent_by": "variance-connector check --send"},
+    });
+    let mapping = mapping::Settings { calls: vec![Call::Capture], exclude: Vec::new(), ..mapping.clone() };
+    let text = event.to_string();
+    let body = Body::parse(&text).expect("it is an object");
+    let event = Event::decode(body.elements[0], &body.envelope).expect("it has a name");
+    mapping.message(&event, now, &mut Vec::new()).expect("nothing filters it")
+}
+
+impl From<Setting> for Line {
+    fn from(Setting { key, value, origin }: Setting) -> Self {
+        Self { key: key.name, value, origin: origin.to_string() }
+    }
+}
+
+/// The settings in columns as wide as they need.
+struct Table<'a>(&'a [Line]);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width =
+            |column: fn(&Line) -> &str| self.0.iter().map(|line| column(line).chars().count()).max().unwrap_or(0);
+        let (keys, values) = (width(|line| line.key), width(Line::shown));
+        for line in self.0 {
+            writeln!(f, "{:keys$}  {:values$}  {}", line.key, line.shown(), line.origin)?;
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    fn shown(&self) -> &str {
+        match &self.value {
+            Some(value) if !value.is_empty() => value,
+            _ => "-",
+        }
+    }
+}

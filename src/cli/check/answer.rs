@@ -1,0 +1,151 @@
+//! What Variance's answer to one event means, and what to do about it.
+
+use std::{fmt, time::Duration};
+
+use axum::http::StatusCode;
+use serde::Serialize;
+use url::Url;
+
+use crate::destination::{Fault, Verdict};
+
+/// What came of the test event.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer {
+    pub(super) result: Outcome,
+    /// The status of the answer, if there was one that is not a success.
+    status: Option<u16>,
+    /// The same in words.
+    text: String,
+}
+
+/// The kinds of answers, and of their absence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Outcome {
+    Accepted,
+    EventRefused,
+    CredentialRefused,
+    WrongPath,
+    Redirect,
+    Busy,
+    ServerError,
+    ProxyRefused,
+    TimedOut,
+    CannotResolve,
+    TlsNameMismatch,
+    TlsUntrusted,
+    CannotConnect,
+    ConnectionBroken,
+}
+
+impl Answer {
+    pub(super) fn of(verdict: Verdict, url: &Url, location: Option<&str>, timeout: Duration) -> Self {
+        let host = url.host_str().unwrap_or_default();
+        let status = match verdict {
+            Verdict::Refused(status) | Verdict::Failed { fault: Fault::Status(status), .. } => Some(status),
+            Verdict::Accepted | Verdict::Failed { .. } => None,
+        };
+        let (result, text) = match verdict {
+            Verdict::Accepted => (Outcome::Accepted, "accepted: Variance has the test event".to_owned()),
+            Verdict::Refused(status) => (
+                Outcome::EventRefused,
+                format!(
+                    "event refused: Variance answered {status}. The credential was taken, but not the event: is \
+                     variance.webhook_url the one from Variance > Integrations > PostHog?"
+                ),
+            ),
+            Verdict::Failed { fault: Fault::Status(status), .. } => of_status(status, url, location),
+            Verdict::Failed { fault: Fault::Timeout, .. } => (
+                Outcome::TimedOut,
+                format!(
+                    "timed out: {host} did not answer within {} (delivery.attempt_timeout, of which connecting may take 3s)",
+                    humantime::format_duration(timeout)
+                ),
+            ),
+            Verdict::Failed { fault: Fault::Dns, .. } => (
+                Outcome::CannotResolve,
+                format!(
+                    "cannot resolve: there is no address for {host}. Is it spelt right, and is DNS reachable from here?"
+                ),
+            ),
+            Verdict::Failed { fault: Fault::TlsName, .. } => (
+                Outcome::TlsNameMismatch,
+                format!(
+                    "TLS name mismatch: the certificate is not for {host}. Is it the right host, or does a proxy stand \
+                     in between?"
+                ),
+            ),
+            Verdict::Failed { fault: Fault::Tls, .. } => (
+                Outcome::TlsUntrusted,
+                format!(
+                    "no trusted TLS: {host} speaks no TLS on port {}, or its certificate has expired or comes from an \
+                     authority that this machine does not know (SSL_CERT_FILE can name a bundle with it)",
+                    url.port_or_known_default().unwrap_or_default()
+                ),
+            ),
+            Verdict::Failed { fault: Fault::Connect, .. } => (
+                Outcome::CannotConnect,
+                format!(
+                    "cannot connect: nothing takes connections at {host}, port {}. Does a firewall or a proxy stand in \
+                     between (HTTPS_PROXY)?",
+                    url.port_or_known_default().unwrap_or_default()
+                ),
+            ),
+            Verdict::Failed { fault: Fault::Broken, .. } => (
+                Outcome::ConnectionBroken,
+                format!(
+                    "connection broken: {host} closed it before it answered; it may or may not have the test event"
+                ),
+            ),
+        };
+        Self { result, status: status.map(|status| status.as_u16()), text }
+    }
+
+    pub(super) fn is_accepted(&self) -> bool {
+        self.result == Outcome::Accepted
+    }
+}
+
+fn of_status(status: StatusCode, url: &Url, location: Option<&str>) -> (Outcome, String) {
+    match status.as_u16() {
+        401 | 403 => (
+            Outcome::CredentialRefused,
+            format!(
+                "credential refused: Variance answered {status}. variance.authorization must be the whole value of the \
+                 header, as Variance > Integrations > PostHog shows it"
+            ),
+        ),
+        404 | 405 | 410 => (
+            Outcome::WrongPath,
+            format!(
+                "wrong path: Variance answered {status}. There is no webhook at {}: copy variance.webhook_url again",
+                url.path()
+            ),
+        ),
+        300..=399 => {
+            let target = location.map(|location| format!(" to {location}")).unwrap_or_default();
+            let text = format!(
+                "redirect: Variance answered {status}{target}. Redirects are not followed: set variance.webhook_url to \
+                 where it should go"
+            );
+            (Outcome::Redirect, text)
+        }
+        407 => (Outcome::ProxyRefused, format!("proxy refused: the proxy answered {status}, it wants a credential")),
+        408 | 425 | 429 | 503 => (
+            Outcome::Busy,
+            format!("busy: Variance answered {status}, which is no fault of the configuration: try again"),
+        ),
+        _ => (
+            Outcome::ServerError,
+            format!(
+                "server error: Variance answered {status}, which is no fault of the configuration: try again later"
+            ),
+        ),
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}

@@ -1,0 +1,88 @@
+//! The program itself, as a shell runs it.
+
+use std::{
+    ffi::OsStr,
+    io::Write,
+    process::{Child, Command, Stdio},
+};
+
+use crate::{harness::AUTHORIZATION, variance::Variance};
+
+/// A run of the program that is yet to start, in an environment of its own.
+pub struct Program {
+    command: Command,
+    input: Vec<u8>,
+}
+
+/// What the program has said and how it ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Program {
+    pub fn new(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_variance-connector"));
+        command.args(arguments).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { command, input: Vec::new() }
+    }
+
+    /// With what it needs to post to the stand-in.
+    pub fn to(self, variance: &Variance) -> Self {
+        self.env("VARIANCE_WEBHOOK_URL", variance.url()).env("VARIANCE_AUTHORIZATION", AUTHORIZATION)
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// What stands on its standard input.
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.input = input.into();
+        self
+    }
+
+    /// Starts it, for a test that has something to do meanwhile.
+    pub fn start(mut self) -> Running {
+        let mut child = self.command.spawn().unwrap();
+        let (mut stdin, input) = (child.stdin.take().unwrap(), self.input);
+        // It need not read to the end.
+        std::thread::spawn(move || drop(stdin.write_all(&input)));
+        Running { child: Some(child) }
+    }
+
+    /// Runs it to its end, while the stand-in goes on.
+    pub async fn run(self) -> Ended {
+        self.start().ended().await
+    }
+}
+
+/// A running program. It is killed when it is dropped.
+pub struct Running {
+    pub child: Option<Child>,
+}
+
+impl Running {
+    pub async fn ended(mut self) -> Ended {
+        let child = self.child.take().unwrap();
+        let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ended {
+            code: output.status.code().expect("no signal ended it"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}

@@ -119,6 +119,62 @@ pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsSt
     listen.map_err(|Reported| Error { problems: reader.into_problems() })
 }
 
+/// Reads what concerns the mapping alone, whatever may be wrong or missing elsewhere.
+///
+/// # Errors
+/// When that is wrong, or when there is something wrong with the file.
+pub fn mapping_alone(
+    flags: &Flags,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<mapping::Settings, Error> {
+    let mut sources = Sources::new(flags, variables);
+    sources.read_file().map_err(Error::one)?;
+    let mut reader = Reader::new(sources);
+    let mapping = mapping(&mut reader);
+    let (_, problems) = reader.finish();
+    mapping.ok().filter(|_| problems.is_empty()).ok_or(Error { problems })
+}
+
+/// What it takes to forward events without receiving any.
+#[derive(Clone, Debug)]
+pub struct Forwarding {
+    /// What is forwarded, and how.
+    pub mapping: mapping::Settings,
+    /// Where it goes.
+    pub destination: destination::Settings,
+    /// How it is delivered.
+    pub outbox: outbox::Settings,
+    /// How long stopping may take.
+    pub shutdown_grace: Duration,
+    /// What is possible, but most likely not meant.
+    pub warnings: Vec<String>,
+}
+
+/// Reads what it takes to forward events, whatever may be wrong or missing of the server's settings.
+///
+/// # Errors
+/// When that is wrong, or when there is something wrong with the file.
+pub fn forwarding(
+    flags: &Flags,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Forwarding, Error> {
+    let mut sources = Sources::new(flags, variables);
+    sources.read_file().map_err(Error::one)?;
+    let mut reader = Reader::new(sources);
+    let mut warnings = Vec::new();
+    let destination = destination(&mut reader, &mut warnings);
+    let mapping = mapping(&mut reader);
+    let outbox = outbox(&mut reader);
+    let shutdown_grace = reader.value("delivery.shutdown_grace", values::duration);
+    let (_, problems) = reader.finish();
+    match (destination, mapping, outbox, shutdown_grace) {
+        (Ok(destination), Ok(mapping), Ok(outbox), Ok(shutdown_grace)) if problems.is_empty() => {
+            Ok(Forwarding { mapping, destination, outbox, shutdown_grace, warnings })
+        }
+        _ => Err(Error { problems }),
+    }
+}
+
 fn destination(reader: &mut Reader, warnings: &mut Vec<String>) -> Result<destination::Settings, Reported> {
     let webhook_url = reader.option("variance.webhook_url", values::webhook_url);
     let authorization = reader.secret("variance.authorization", "variance.authorization_file", values::authorization);

@@ -12,6 +12,8 @@ mod check;
 mod completions;
 mod demo;
 mod healthcheck;
+mod input;
+mod preview;
 mod serve;
 
 /// Bad usage or configuration (`EX_USAGE` of sysexits.h).
@@ -42,6 +44,8 @@ enum Command {
     /// Print the configuration and where each setting comes from; with `--send`, try it.
     #[command(after_long_help = config::help())]
     Check(check::Args),
+    /// Show what would be posted for PostHog's events, and what would not and why; nothing is sent.
+    Preview(preview::Args),
     /// Ask the running service whether it is alive.
     Healthcheck(healthcheck::Args),
     /// Print the completions for a shell.
@@ -65,6 +69,7 @@ pub fn run(
         Command::Serve(args) => serve::run(args, variables),
         Command::Demo(args) => demo::run(args),
         Command::Check(args) => check::run(args, variables),
+        Command::Preview(args) => preview::run(args, variables),
         Command::Healthcheck(args) => healthcheck::run(args, variables),
         Command::Completions(args) => completions::run(args),
     };

@@ -12,5 +12,6 @@ mod health;
 mod logs;
 mod metrics;
 mod parity;
+mod preview;
 mod program;
 mod variance;

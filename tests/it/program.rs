@@ -2,9 +2,11 @@
 
 use std::{
     ffi::OsStr,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     process::{Child, Command, Stdio},
 };
+
+use tokio::sync::mpsc;
 
 use crate::{harness::AUTHORIZATION, variance::Variance};
 
@@ -65,7 +67,23 @@ pub struct Running {
     pub child: Option<Child>,
 }
 
+/// What a running program writes to standard error, line by line.
+pub struct Errors(mpsc::UnboundedReceiver<String>);
+
 impl Running {
+    /// Takes its standard error, to wait for what it says.
+    pub fn errors(&mut self) -> Errors {
+        let stderr = self.child.as_mut().unwrap().stderr.take().unwrap();
+        let (lines, receiver) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                // The test may have heard enough.
+                drop(lines.send(line.unwrap()));
+            }
+        });
+        Errors(receiver)
+    }
+
     pub async fn ended(mut self) -> Ended {
         let child = self.child.take().unwrap();
         let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
@@ -75,6 +93,20 @@ impl Running {
             out: text(output.stdout),
             err: text(output.stderr),
         }
+    }
+}
+
+impl Errors {
+    /// Waits for a line that begins so.
+    pub async fn line(&mut self, start: &str) -> String {
+        let mut before = Vec::new();
+        while let Some(line) = self.0.recv().await {
+            if line.starts_with(start) {
+                return line;
+            }
+            before.push(line);
+        }
+        panic!("no line starts with {start:?} in {before:#?}");
     }
 }
 

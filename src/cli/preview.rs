@@ -1,0 +1,87 @@
+//! `preview`: what would be posted, and what would not and why. Nothing is sent.
+
+use std::{
+    ffi::OsString,
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use self::{pretty::indent, tally::Tally};
+use super::{
+    Failed,
+    input::{Item, Position, Source},
+};
+use crate::config::{self, Flags};
+
+mod pretty;
+mod tally;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Files with PostHog's events, plain or packed: bodies of requests, or exports; `-` is standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    files: Vec<PathBuf>,
+    /// The configuration file, for the settings of what is forwarded; else that in `CONNECTOR_CONFIG`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print each body over several lines
+    #[arg(long)]
+    pretty: bool,
+    /// Print no table
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Prints the bodies, and a table of what there was. Fails if something cannot be read.
+pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+    let Args { files, config, pretty, quiet } = args;
+    let mapping = config::mapping_alone(&Flags { config, ..Flags::default() }, variables)?;
+    let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
+    let mut tally = Tally::default();
+    let mut unreadable = 0;
+    let mut scratch = Vec::new();
+    for source in Source::all(&files) {
+        if source.is_terminal() && !quiet {
+            eprintln!("Reading standard input; Ctrl-D ends it.");
+        }
+        let mut take = |item: Item<'_>| {
+            match item {
+                Item::Event(_, event, _) => match mapping.message(event, SystemTime::now(), &mut scratch) {
+                    Ok(message) => {
+                        tally.mapped(message.call);
+                        let body = message.body();
+                        if pretty {
+                            indent(&body, &mut out)?
+                        } else {
+                            out.write_all(&body)?
+                        }
+                        out.write_all(b"\n")?;
+                    }
+                    Err(filtered) => tally.filtered(&event.name(), filtered),
+                },
+                Item::Invalid(place, reason, _) => tally.invalid(place, reason),
+                Item::Rest(_) => {}
+                Item::Unreadable(problem) => {
+                    unreadable += 1;
+                    eprintln!("error: {problem}");
+                }
+                Item::Note(note) => {
+                    if !quiet {
+                        eprintln!("note: {note}");
+                    }
+                }
+            }
+            Ok(())
+        };
+        match source.len() {
+            Ok(_) => source.read(&Position::default(), &mut 0, &mut take)?,
+            Err(problem) => take(Item::Unreadable(problem))?,
+        }
+    }
+    out.flush()?;
+    if !quiet {
+        eprint!("{tally}");
+    }
+    if unreadable > 0 { Err(Failed.into()) } else { Ok(()) }
+}

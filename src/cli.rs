@@ -8,6 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::config;
 
+mod backfill;
 mod check;
 mod completions;
 mod demo;
@@ -46,6 +47,9 @@ enum Command {
     Check(check::Args),
     /// Show what would be posted for PostHog's events, and what would not and why; nothing is sent.
     Preview(preview::Args),
+    /// Forward the events of exported files.
+    #[command(after_long_help = config::help())]
+    Backfill(backfill::Args),
     /// Ask the running service whether it is alive.
     Healthcheck(healthcheck::Args),
     /// Print the completions for a shell.
@@ -70,6 +74,7 @@ pub fn run(
         Command::Demo(args) => demo::run(args),
         Command::Check(args) => check::run(args, variables),
         Command::Preview(args) => preview::run(args, variables),
+        Command::Backfill(args) => backfill::run(args, variables),
         Command::Healthcheck(args) => healthcheck::run(args, variables),
         Command::Completions(args) => completions::run(args),
     };

@@ -1,0 +1,93 @@
+//! What became of the events so far.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use indicatif::HumanCount;
+
+/// What can become of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Delivered,
+    Filtered,
+    Refused,
+    Invalid,
+    OutsideOfTimes,
+    Undelivered,
+}
+
+impl End {
+    const ALL: [Self; 6] =
+        [Self::Delivered, Self::Filtered, Self::Refused, Self::Invalid, Self::OutsideOfTimes, Self::Undelivered];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Filtered => "filtered",
+            Self::Refused => "refused",
+            Self::Invalid => "invalid",
+            Self::OutsideOfTimes => "outside of the times asked for",
+            Self::Undelivered => "not delivered yet",
+        }
+    }
+
+    /// Whether it is told of even if there was none.
+    fn is_usual(self) -> bool {
+        !matches!(self, Self::OutsideOfTimes | Self::Undelivered)
+    }
+}
+
+/// The counts. Each event is in one of them, so that they add up at any time.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    ends: [AtomicU64; End::ALL.len()],
+    unreadable: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn add(&self, end: End) {
+        self.ends[end as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a source that cannot be read, or not to its end.
+    pub(super) fn add_unreadable(&self) {
+        self.unreadable.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All events.
+    pub(super) fn read(&self) -> u64 {
+        End::ALL.iter().map(|end| self.of(*end)).sum()
+    }
+
+    pub(super) fn has_failures(&self) -> bool {
+        let failed = [End::Refused, End::Invalid, End::Undelivered].iter().any(|end| self.of(*end) > 0);
+        failed || self.unreadable.load(Ordering::Relaxed) > 0
+    }
+
+    /// What matters on the way.
+    pub(super) fn brief(&self) -> String {
+        [End::Delivered, End::Refused, End::Invalid].map(|end| self.told(end)).join(", ")
+    }
+
+    fn of(&self, end: End) -> u64 {
+        self.ends[end as usize].load(Ordering::Relaxed)
+    }
+
+    fn told(&self, end: End) -> String {
+        format!("{} {}", HumanCount(self.of(end)), end.name())
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ends = End::ALL.iter().filter(|end| end.is_usual() || self.of(**end) > 0);
+        let ends: Vec<_> = ends.map(|end| self.told(*end)).collect();
+        write!(f, "{} events read = {}", HumanCount(self.read()), ends.join(" + "))?;
+        match self.unreadable.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            problems => write!(f, "; inputs that could not be read whole: {problems}"),
+        }
+    }
+}

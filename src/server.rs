@@ -59,6 +59,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
 pub const MAX_CONNECTIONS: usize = 2048;
 
+/// The longest head of a request, and the most of a body that a connection reads ahead: with it a connection takes some
+/// 24 KiB at most, where hyper's own limit is over 400.
+const MAX_BUFFER: usize = 16 << 10;
+
 /// How long a sender may leave a reply unread before its connection is closed: nothing else bounds that.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -228,7 +232,7 @@ async fn connection(stream: TcpStream, router: Router, ending: CancellationToken
         return;
     }
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_BUFFER);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
     let result = tokio::select! {
         result = connection.as_mut() => result,

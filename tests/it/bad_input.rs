@@ -173,3 +173,13 @@ async fn content_types_that_are_not_json_are_415() {
         assert_eq!(Reply::of(request).await.status, status, "{content_type:?}");
     }
 }
+
+#[tokio::test]
+async fn a_head_is_16_kib_at_most() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |_| {}).await;
+    for (length, status) in [(15 << 10, 200), (16 << 10, 431)] {
+        let request = service.client.get(service.url("/healthz")).header("x-long", "a".repeat(length));
+        assert_eq!(request.send().await.unwrap().status(), status, "{length}");
+    }
+}

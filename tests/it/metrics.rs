@@ -82,6 +82,20 @@ fn documented() -> BTreeMap<String, Labels> {
     .collect()
 }
 
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_exist() {
+    let documented = documented();
+    let files = [include_str!("../../deploy/alerts.yaml"), include_str!("../../deploy/grafana-dashboard.json")];
+    for file in files {
+        let words = file.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let names: BTreeSet<_> = words.filter(|word| word.starts_with("variance_connector_")).collect();
+        assert!(names.len() > 5, "{names:?}");
+        for name in names {
+            assert!(documented.contains_key(name.strip_suffix("_bucket").unwrap_or(name)), "{name}");
+        }
+    }
+}
+
 async fn post(service: &Service, path: &str, body: impl Into<reqwest::Body>) -> Reply {
     Reply::of(service.client.post(service.url(path)).bearer_auth(TOKEN).body(body)).await
 }

@@ -194,14 +194,13 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
     }
     let mut buffer = Vec::new();
     while let Some(received) = read_request(&mut stream, &mut buffer).await {
-        let in_flight = shared.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
-        shared.max_in_flight.fetch_max(in_flight, Ordering::SeqCst);
+        let in_flight = InFlight::begin(shared);
         let script = Arc::clone(&shared.script.lock().unwrap());
         let behaviour = script(&received);
         shared.received.lock().unwrap().push(received);
         shared.count.send_modify(|count| *count += 1);
         let goes_on = answer(&mut stream, behaviour).await;
-        shared.in_flight.fetch_sub(1, Ordering::SeqCst);
+        drop(in_flight);
         match goes_on {
             Next::GoOn => {}
             Next::Close => return,
@@ -212,6 +211,23 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
                 }
             }
         }
+    }
+}
+
+/// A request that is not answered yet, for as long as its connection lives.
+struct InFlight<'s>(&'s Shared);
+
+impl<'s> InFlight<'s> {
+    fn begin(shared: &'s Shared) -> Self {
+        let in_flight = shared.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.max_in_flight.fetch_max(in_flight, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -247,7 +263,9 @@ async fn answer(stream: &mut TcpStream, behaviour: Behaviour) -> Next {
         }
         Behaviour::BytesThenSilence(bytes) => {
             drop(stream.write_all(&bytes).await);
-            std::future::pending().await
+            // Until the other side has had enough.
+            drop(stream.read(&mut [0]).await);
+            return Next::Close;
         }
         Behaviour::EndlessBody => {
             let mut result = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;

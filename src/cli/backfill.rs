@@ -137,6 +137,8 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
         counts: &counts,
         failures: &failures,
         progress: &progress,
+        returned: 0,
+        last_pause: None,
         next: &next,
     };
     let stopped = sender.send(&shutdown, shutdown_grace).await;

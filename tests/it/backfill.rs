@@ -155,23 +155,37 @@ async fn no_more_events_a_second_are_posted_than_allowed_and_there_is_a_line_now
 }
 
 #[tokio::test]
-async fn while_variance_is_away_it_waits() {
+async fn while_variance_is_away_it_waits_even_longer_than_the_service_would() {
     let mut variance = Variance::start().await;
     let files = Files::new();
-    let input = files.write("in.jsonl", lines(300));
+    let input = files.write("in.jsonl", lines(30));
     variance.vanish();
-    let program = Program::new(["backfill", &input]).to(&variance);
+    // The first pause is longer, so that this is over before there is another attempt.
+    let program = Program::new(["backfill", &input]).to(&variance).env("CONNECTOR_RETRY_FOR", "300ms");
     let mut running = program.start();
     let mut errors = running.errors();
     errors.line("Variance does not take events (no connection to Variance's host): waiting").await;
     variance.come_back().await;
-    errors.line("Variance takes events again").await;
     let ended = running.ended().await;
     assert_eq!(
         (ended.code, summary(&ended)),
-        (0, "300 events read = 300 delivered + 0 filtered + 0 refused + 0 invalid")
+        (0, "30 events read = 30 delivered + 0 filtered + 0 refused + 0 invalid")
     );
-    assert_eq!(variance.ids().into_iter().collect::<HashSet<_>>().len(), 300);
+    assert_eq!(variance.ids().into_iter().collect::<HashSet<_>>().len(), 30);
+}
+
+#[tokio::test]
+async fn an_event_that_variance_always_fails_on_ends_as_refused() {
+    let variance = Variance::start().await;
+    variance.script(|received| Behaviour::Status(if received.id() == "u7" { 500 } else { 200 }));
+    let program = Program::new(["backfill", "-"]).to(&variance).env("CONNECTOR_RETRY_FOR", "2s");
+    let ended = program.input(lines(300)).run().await;
+    assert_eq!(
+        (ended.code, summary(&ended)),
+        (1, "300 events read = 299 delivered + 0 filtered + 1 refused + 0 invalid"),
+        "{ended:?}"
+    );
+    assert!(ended.err.contains("standard input:8: refused: Variance failed each attempt"), "{}", ended.err);
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use super::{
     progress::{Progress, TICK},
     reader::Work,
 };
-use crate::outbox::{HandOver, Outbox, Outcome, Ticket};
+use crate::outbox::{HandOver, Outbox, Outcome, Refusal, Ticket};
 
 /// How many events are in the outbox at once, at least.
 pub(super) const WINDOW: usize = 256;
@@ -45,15 +45,28 @@ pub(super) struct Sender<'s> {
     pub(super) ticket: Ticket,
     pub(super) queue: UnboundedReceiver<Work>,
     /// What is in the outbox, by its number on the ticket.
-    pub(super) under_way: Slab<Work>,
+    pub(super) under_way: Slab<UnderWay>,
     /// How many events may be in the outbox at once.
     pub(super) window: usize,
     pub(super) pace: Option<Pace>,
     pub(super) counts: &'s Counts,
     pub(super) failures: &'s Mutex<Failures>,
     pub(super) progress: &'s Progress,
+    /// How many events have come back from the outbox.
+    pub(super) returned: u64,
+    /// When Variance was last seen to be away.
+    pub(super) last_pause: Option<Instant>,
     /// The number of what is read next.
     pub(super) next: &'s AtomicU64,
+}
+
+/// An event in the outbox.
+#[derive(Debug)]
+pub(super) struct UnderWay {
+    work: Work,
+    since: Instant,
+    /// It has come back from there as one that keeps failing.
+    is_suspect: bool,
 }
 
 /// When the next event may go.
@@ -77,6 +90,9 @@ impl Sender<'_> {
         let mut give_up: Option<Instant> = None;
         let mut has_more = true;
         loop {
+            if self.outbox.paused().is_some() {
+                self.last_pause = Some(Instant::now());
+            }
             self.note_ended()?;
             while has_more && give_up.is_none() && self.may_send() {
                 match self.queue.try_recv() {
@@ -124,19 +140,29 @@ impl Sender<'_> {
             let now = Instant::now();
             pace.next = pace.next.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + pace.period;
         }
-        let place = self.under_way.insert(work);
+        let place = self.under_way.insert(UnderWay { work, since: Instant::now(), is_suspect: false });
+        self.try_hand_over(place)
+    }
+
+    /// Hands over what has come back: Variance was away, and a file can wait for longer than the service.
+    fn hand_over_again(&mut self, place: usize) -> anyhow::Result<()> {
+        let UnderWay { work, since, is_suspect: _ } = &mut self.under_way[place];
+        *since = Instant::now();
+        // The outbox remembers how it has ended under the former identity.
+        self.returned += 1;
+        work.identity = self.outbox.identity(work.message.id().as_bytes(), b"again", &self.returned.to_le_bytes());
         self.try_hand_over(place)
     }
 
     fn try_hand_over(&mut self, place: usize) -> anyhow::Result<()> {
-        let work = &self.under_way[place];
+        let UnderWay { work, .. } = &self.under_way[place];
         let index = u32::try_from(place).expect("a few at once");
         match self.outbox.hand_over(&mut self.ticket, index, work.identity, &work.message) {
             HandOver::UnderWay => Ok(()),
             HandOver::Ended(outcome) => self.ended(place, outcome),
             HandOver::TooLarge => {
                 self.counts.add(End::Invalid);
-                let Work { place, original, .. } = &self.under_way[place];
+                let UnderWay { work: Work { place, original, .. }, .. } = &self.under_way[place];
                 self.failures().failed(place, &"invalid: the event is larger than delivery.max_held", original)?;
                 self.under_way.remove(index as usize);
                 Ok(())
@@ -155,16 +181,23 @@ impl Sender<'_> {
     fn ended(&mut self, place: usize, outcome: Outcome) -> anyhow::Result<()> {
         match outcome {
             Outcome::Delivered => self.counts.add(End::Delivered),
+            Outcome::Abandoned if !self.under_way[place].is_suspect => return self.hand_over_again(place),
+            Outcome::Abandoned => return self.ended(place, Outcome::Refused(Refusal::KeptFailing)),
+            Outcome::Refused(Refusal::KeptFailing) if self.may_return(place) => return self.hand_over_again(place),
             Outcome::Refused(refusal) => {
                 self.counts.add(End::Refused);
-                let Work { place, original, .. } = &self.under_way[place];
+                let UnderWay { work: Work { place, original, .. }, .. } = &self.under_way[place];
                 self.failures().failed(place, &format_args!("refused: {refusal}"), original)?;
             }
-            // Variance was away for longer than the service would wait. A file can wait.
-            Outcome::Abandoned => return self.try_hand_over(place),
         }
         self.under_way.remove(place);
         Ok(())
+    }
+
+    /// Whether that an event kept failing may be because Variance was away. It is believed once.
+    fn may_return(&mut self, place: usize) -> bool {
+        let UnderWay { since, is_suspect, .. } = &mut self.under_way[place];
+        !std::mem::replace(is_suspect, true) && self.last_pause.is_some_and(|pause| pause >= *since)
     }
 
     fn failures(&self) -> MutexGuard<'_, Failures> {
@@ -176,7 +209,7 @@ impl Sender<'_> {
         self.queue.close();
         let mut resume_at = u64::MAX;
         let queued = std::iter::from_fn(|| self.queue.try_recv().ok());
-        for work in queued.chain(self.under_way.drain()) {
+        for work in queued.chain(self.under_way.drain().map(|under_way| under_way.work)) {
             self.counts.add(End::Undelivered);
             resume_at = resume_at.min(work.number);
         }

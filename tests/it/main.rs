@@ -6,6 +6,7 @@
 mod backfill;
 mod bad_input;
 mod check;
+mod conservation;
 mod faults;
 mod forwarding;
 mod harness;
@@ -14,6 +15,7 @@ mod holding;
 mod logs;
 mod metrics;
 mod parity;
+mod pressure;
 mod preview;
 mod program;
 mod variance;

@@ -1,0 +1,291 @@
+//! Nothing is lost, invented or sent twice, whatever Variance does meanwhile: seeded runs with PostHog's own rules for
+//! sending again, at a tenth of its durations.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use variance_connector::backoff::Backoff;
+
+use crate::{
+    harness::Service,
+    variance::{Accepting, Behaviour, Received, Variance},
+};
+
+/// How long to go on with new seeds, for example `30m`. Without it there are as many as CI has time for.
+const RUN_FOR: &str = "CONSERVATION_RUN_FOR";
+
+const SEEDS: u64 = 20;
+
+/// What the stand-in did with the requests of one event.
+#[derive(Debug, Default)]
+struct Entry {
+    /// Statuses that end an event.
+    ends: Vec<u16>,
+    /// Requests that it read and whose reply never came.
+    lost_replies: usize,
+}
+
+#[derive(Default)]
+struct Ledger {
+    entries: Mutex<HashMap<String, Entry>>,
+}
+
+/// What the runs went through: they prove nothing if it was nothing.
+#[derive(Debug, Default)]
+struct Exercised {
+    faults: f64,
+    joined: f64,
+    openings: f64,
+    sent_again: u64,
+    lost_replies: usize,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_invented_or_sent_twice_while_faults_come_and_go() {
+    let end = std::env::var(RUN_FOR).ok().map(|time| Instant::now() + humantime::parse_duration(&time).unwrap());
+    let mut first = 0;
+    loop {
+        let mut runs = JoinSet::new();
+        (first..first + SEEDS).for_each(|seed| drop(runs.spawn(run(seed))));
+        let mut all = Exercised::default();
+        while let Some(run) = runs.join_next().await {
+            let run = run.unwrap();
+            all.faults += run.faults;
+            all.joined += run.joined;
+            all.openings += run.openings;
+            all.sent_again += run.sent_again;
+            all.lost_replies += run.lost_replies;
+        }
+        println!("seeds {first} to {}: {all:?}", first + SEEDS - 1);
+        assert!(all.faults > 100.0 && all.joined > 10.0 && all.openings > 10.0 && all.sent_again > 10, "{all:?}");
+        assert!(all.lost_replies > 0, "{all:?}");
+        first += SEEDS;
+        if end.is_none_or(|end| end <= Instant::now()) {
+            return;
+        }
+    }
+}
+
+async fn run(seed: u64) -> Exercised {
+    let mut rng = Rng::with_seed(seed);
+    let (variance, ledger) = (Variance::start().await, Arc::new(Ledger::default()));
+    let service = Service::start(&variance, |settings| {
+        settings.server.webhook_deadline = Duration::from_millis(250);
+        settings.server.batch_deadline = Duration::from_secs(1);
+        // Long enough that no reply that was written comes too late on a busy machine.
+        settings.destination.attempt_timeout = Duration::from_secs(4);
+        settings.outbox.pacing.backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
+        settings.outbox.pacing.open_for = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+    })
+    .await;
+    let mut senders = JoinSet::new();
+    let mut sent = Vec::new();
+    for worker in 0..6 {
+        let ids: Vec<_> = (0..25).map(|n| id(&mut rng, worker, n)).collect();
+        sent.extend(ids.clone());
+        let sender = Sender::new(&service, &ledger, rng.fork());
+        senders.spawn(sender.webhooks(ids));
+    }
+    for worker in 6..8 {
+        let ids: Vec<_> = (0..150).map(|n| id(&mut rng, worker, n)).collect();
+        sent.extend(ids.clone());
+        let sender = Sender::new(&service, &ledger, rng.fork());
+        senders.spawn(sender.batch(ids));
+    }
+    for _ in 0..6 {
+        let faulty = *rng.choice(&[0.0, 0.2, 0.9, 1.0]).unwrap();
+        variance.script(ledger.script(faulty, rng.fork()));
+        variance.accepting(if rng.u8(0..4) == 0 { Accepting::Resetting } else { Accepting::Normally });
+        sleep(Duration::from_millis(rng.u64(100..400))).await;
+    }
+    variance.accepting(Accepting::Normally);
+    variance.script(ledger.script(0.0, rng.fork()));
+    let mut sent_again = 0;
+    let mut unanswered = HashSet::new();
+    while let Some(result) = senders.join_next().await {
+        let (count, ids) = result.unwrap();
+        sent_again += count;
+        unanswered.extend(ids);
+    }
+    timeout(Duration::from_secs(60), service.outbox.emptied()).await.expect("what is held leaves in fair weather");
+
+    let lost_replies = ledger.check(&sent, &unanswered, seed);
+    timeout(Duration::from_secs(20), sums_agree(&service)).await.expect("at rest the sums agree");
+    // What was taken in has arrived, whether or not its sender was told so.
+    let ended = ledger.entries.lock().unwrap().len() as f64;
+    let mut taken_in = 0.0;
+    for outcome in ["delivered", "refused", "abandoned"] {
+        taken_in +=
+            service.metric(&format!(r#"variance_connector_events_total{{call="capture",outcome="{outcome}"}}"#)).await;
+    }
+    assert_eq!(taken_in, ended, "seed {seed}");
+    let mut faults = 0.0;
+    for result in ["status", "timeout", "broken", "connect"] {
+        faults += service.metric(&format!(r#"variance_connector_attempts_total{{result="{result}"}}"#)).await;
+    }
+    let joined = service.metric("variance_connector_joined_events_total").await;
+    let openings = service.metric("variance_connector_breaker_openings_total").await;
+    Exercised { faults, joined, openings, sent_again, lost_replies }
+}
+
+/// An identity; every twentieth is of an event that the stand-in refuses.
+fn id(rng: &mut Rng, worker: usize, n: usize) -> String {
+    format!("{worker}-{n}-{}", if rng.u8(0..20) == 0 { "bad" } else { "good" })
+}
+
+/// Waits for the last request to be accounted for: a sender that hung up does not wait for that.
+async fn sums_agree(service: &Service) {
+    loop {
+        let text = service.get("/metrics").await.text;
+        let sum = |name: &str| -> f64 {
+            let lines = text.lines().filter(|line| line.starts_with(&format!("variance_connector_{name}")));
+            lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+        };
+        let ends = sum("events_total{") + sum("joined_events_total ") + sum("held_events ");
+        if sum("received_events_total ") == ends {
+            return;
+        }
+    }
+}
+
+impl Ledger {
+    /// What the stand-in does while so many of a hundred requests meet a fault.
+    fn script(self: &Arc<Self>, faulty: f64, rng: Rng) -> impl Fn(&Received) -> Behaviour + Send + Sync + 'static {
+        let (ledger, rng) = (Arc::clone(self), Mutex::new(rng));
+        move |received| {
+            let message = received.json();
+            let id = message["messageId"].as_str().unwrap().to_owned();
+            assert_eq!(message["properties"], json!({"of": id, "digits": 12345678901234567890_u64}), "altered");
+            let mut rng = rng.lock().unwrap();
+            let behaviour = if rng.f64() < faulty { fault(&mut rng) } else { take(&mut rng, &id) };
+            let mut entries = ledger.entries.lock().unwrap();
+            let entry = entries.entry(id).or_default();
+            match &behaviour {
+                Behaviour::Status(status @ (200 | 422)) => entry.ends.push(*status),
+                Behaviour::Bytes(_) | Behaviour::After(..) | Behaviour::EndlessBody => entry.ends.push(200),
+                Behaviour::Status(_) | Behaviour::StatusWith(..) => {}
+                _ => entry.lost_replies += 1,
+            }
+            behaviour
+        }
+    }
+
+    /// Every event ended once, as it had to, so that a duplicate can only be of a request whose reply was lost, and there
+    /// are no others. Returns how many replies were lost.
+    fn check(&self, sent: &[String], unanswered: &HashSet<String>, seed: u64) -> usize {
+        let entries = self.entries.lock().unwrap();
+        assert!(entries.keys().all(|id| sent.contains(id)), "seed {seed}: invented");
+        for id in sent {
+            let Some(entry) = entries.get(id) else {
+                assert!(unanswered.contains(id), "seed {seed}: {id} is lost");
+                continue;
+            };
+            let expected = if id.ends_with("bad") { 422 } else { 200 };
+            assert_eq!(entry.ends, [expected], "seed {seed}: {id}");
+        }
+        entries.values().map(|entry| entry.lost_replies).sum()
+    }
+
+    fn has_ended(&self, id: &str) -> bool {
+        self.entries.lock().unwrap().get(id).is_some_and(|entry| !entry.ends.is_empty())
+    }
+}
+
+fn fault(rng: &mut Rng) -> Behaviour {
+    match rng.u8(0..40) {
+        0 => Behaviour::BytesThenSilence(Vec::new()),
+        1 => Behaviour::BytesThenSilence(b"HTTP/1.1 200".to_vec()),
+        2 => Behaviour::StatusWith(503, "Retry-After: 1\r\n".to_owned()),
+        3..6 => Behaviour::StatusWith(429, "Retry-After: inf\r\n".to_owned()),
+        6..12 => Behaviour::Reset,
+        12..16 => Behaviour::BytesThenClose(b"HTTP/1.1 20".to_vec()),
+        _ => Behaviour::Status(*rng.choice(&[500, 502, 503, 504, 429, 408, 404, 401, 302]).unwrap()),
+    }
+}
+
+fn take(rng: &mut Rng, id: &str) -> Behaviour {
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    match rng.u8(0..20) {
+        _ if id.ends_with("bad") => Behaviour::Status(422),
+        0 => Behaviour::After(Duration::from_millis(20), Box::new(Behaviour::Status(200))),
+        1 => Behaviour::Bytes([b"HTTP/1.1 103 Early Hints\r\n\r\n", OK].concat()),
+        2 => Behaviour::EndlessBody,
+        _ => Behaviour::Status(200),
+    }
+}
+
+/// PostHog, as far as it sends.
+struct Sender {
+    client: reqwest::Client,
+    webhook: String,
+    batch: String,
+    ledger: Arc<Ledger>,
+    rng: Rng,
+}
+
+impl Sender {
+    fn new(service: &Service, ledger: &Arc<Ledger>, rng: Rng) -> Self {
+        let (webhook, batch) = (service.url("/webhook"), service.url("/batch"));
+        Self { client: service.client.clone(), webhook, batch, ledger: Arc::clone(ledger), rng }
+    }
+
+    /// Three attempts of 3 s, 1 to 2 s and 2 to 3 s apart. Returns how many it made beyond the first,
+    /// and the events that it gave up on without any reply: on a busy machine they may never have been read.
+    async fn webhooks(mut self, ids: Vec<String>) -> (u64, Vec<String>) {
+        let (mut sent_again, mut unanswered) = (0, Vec::new());
+        for id in ids {
+            let mut is_answered = false;
+            for attempt in 1..=3 {
+                let request = self.client.post(&self.webhook).timeout(Duration::from_millis(300)).body(event(&id));
+                let status = request.send().await.map_or(0, |reply| reply.status().as_u16());
+                is_answered |= status != 0;
+                match status {
+                    200 | 422 => assert!(self.ledger.has_ended(&id), "{id} was acknowledged too early"),
+                    0 | 408 | 429 | 500 | 502 | 503 | 504 => {
+                        sent_again += u64::from(attempt < 3);
+                        sleep(Duration::from_millis(attempt * 100 + self.rng.u64(0..100))).await;
+                        continue;
+                    }
+                    other => panic!("{other} for {id}"),
+                }
+                break;
+            }
+            if !is_answered {
+                unanswered.push(id);
+            }
+        }
+        (sent_again, unanswered)
+    }
+
+    /// The whole batch again for as long as it takes. Returns how many times it was sent again.
+    async fn batch(mut self, ids: Vec<String>) -> (u64, Vec<String>) {
+        let events: Vec<_> = ids.iter().map(event).collect();
+        let body = format!(r#"{{"batch":[{}]}}"#, events.join(","));
+        for sent_again in 0.. {
+            let status = self.client.post(&self.batch).body(body.clone()).send().await.unwrap().status().as_u16();
+            match status {
+                200 => {
+                    assert!(ids.iter().all(|id| self.ledger.has_ended(id)), "a batch was acknowledged too early");
+                    return (sent_again, Vec::new());
+                }
+                429 | 500..=599 => sleep(Duration::from_millis(self.rng.u64(50..150))).await,
+                other => panic!("{other} for a batch"),
+            }
+        }
+        unreachable!("it is sent again for ever")
+    }
+}
+
+fn event(id: &String) -> String {
+    let properties = json!({"of": id, "digits": 12345678901234567890_u64});
+    json!({"event": "e", "uuid": id, "distinct_id": "d", "properties": properties}).to_string()
+}

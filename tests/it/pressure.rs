@@ -1,0 +1,92 @@
+//! Many events at once: each reply in its time, and nobody in another's way.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::{
+    harness::{Reply, Service},
+    variance::{Behaviour, Variance},
+};
+
+fn event(id: impl std::fmt::Display) -> serde_json::Value {
+    json!({"event": "e", "uuid": id.to_string(), "distinct_id": "d"})
+}
+
+#[tokio::test]
+async fn with_a_variance_that_stalls_for_ever_500_requests_are_answered_by_their_deadline() {
+    const DEADLINE: Duration = Duration::from_millis(2500);
+    let variance = Variance::start().await;
+    variance.always(Behaviour::BytesThenSilence(Vec::new()));
+    let service = Service::start(&variance, |settings| settings.server.webhook_deadline = DEADLINE).await;
+    let mut requests = JoinSet::new();
+    for n in 0..500 {
+        let request = service.client.post(service.url("/webhook")).body(event(n).to_string());
+        requests.spawn(async move {
+            let start = Instant::now();
+            (Reply::of(request).await.status, start.elapsed())
+        });
+    }
+    let mut slowest = Duration::ZERO;
+    while let Some(result) = requests.join_next().await {
+        let (status, time) = result.unwrap();
+        assert_eq!(status, 503);
+        slowest = slowest.max(time);
+    }
+    println!("the slowest of 500 replies took {slowest:?}");
+    assert!(slowest < DEADLINE + Duration::from_secs(2), "{slowest:?}");
+    assert_eq!(service.metric("variance_connector_held_events").await, 500.0);
+}
+
+#[tokio::test]
+async fn webhooks_beside_four_large_batches_are_answered_in_time() {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::After(Duration::from_millis(50), Box::new(Behaviour::Status(200))));
+    let service = Service::start(&variance, |settings| {
+        settings.server.webhook_deadline = Duration::from_millis(2500);
+    })
+    .await;
+    let mut batches = JoinSet::new();
+    for batch in 0..4 {
+        let events: Vec<_> = (0..5000).map(|n| event(format_args!("{batch}-{n}"))).collect();
+        let request = service.client.post(service.url("/batch")).body(json!({"batch": events}).to_string());
+        batches.spawn(Reply::of(request));
+    }
+    variance.received_at_least(1000).await;
+    let mut webhooks = 0;
+    let mut slowest = Duration::ZERO;
+    while batches.len() == 4 && webhooks < 30 {
+        let start = Instant::now();
+        let reply = service.post("/webhook", event(format_args!("live-{webhooks}")).to_string()).await;
+        slowest = slowest.max(start.elapsed());
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        webhooks += 1;
+    }
+    println!("the slowest of {webhooks} webhooks took {slowest:?}");
+    assert!(webhooks >= 5, "the batches were over before {webhooks} webhooks");
+    let held = service.metric("variance_connector_held_events").await;
+    assert!(held <= 4.0 * 256.0 + 1.0, "{held} of four requests are held at once");
+    while let Some(reply) = batches.join_next().await {
+        assert_eq!(reply.unwrap().counts(), [5000, 5000, 0, 0, 0, 0]);
+    }
+    assert!(variance.max_in_flight() <= 64, "{}", variance.max_in_flight());
+}
+
+#[tokio::test]
+async fn one_event_that_always_fails_holds_up_none_of_a_thousand_good_ones() {
+    for poison in [500, 403] {
+        let variance = Variance::start().await;
+        variance.script(move |received| Behaviour::Status(if received.id() == "poison" { poison } else { 200 }));
+        let service = Service::start(&variance, |settings| {
+            settings.server.batch_deadline = Duration::from_secs(5);
+        })
+        .await;
+        let mut events: Vec<_> = (0..1000).map(event).collect();
+        events.insert(100, event("poison"));
+        let reply = service.post("/batch", json!(events).to_string()).await;
+        assert_eq!((reply.status, reply.counts()), (503, [1001, 1000, 0, 0, 0, 1]), "{poison}");
+        assert_eq!(reply.json()["problems"][0]["uuid"], "poison");
+        assert_eq!(service.metric("variance_connector_held_events").await, 1.0);
+    }
+}

@@ -18,4 +18,5 @@ mod parity;
 mod pressure;
 mod preview;
 mod program;
+mod stopping;
 mod variance;

@@ -1,0 +1,188 @@
+//! The program at the end of its life: what it acknowledged, Variance has.
+
+use std::{
+    collections::HashSet,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use crate::{
+    program::{Program, Running},
+    variance::{Behaviour, Variance},
+};
+
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The program in front of the stand-in, and the address where it listens.
+async fn start(variance: &Variance) -> (Running, String) {
+    ready(serve(variance).env("CONNECTOR_SHUTDOWN_GRACE", "3s").start()).await
+}
+
+fn serve(variance: &Variance) -> Program {
+    Program::new(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]).to(variance)
+}
+
+async fn ready(mut running: Running) -> (Running, String) {
+    let mut errors = running.errors();
+    loop {
+        let line: Value = serde_json::from_str(&errors.line("{").await).unwrap();
+        if let Some(address) = line["address"].as_str().or_else(|| line["fields"]["address"].as_str()) {
+            return (running, address.to_owned());
+        }
+    }
+}
+
+/// Senders that post until nobody answers. Returns the events that were acknowledged.
+fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
+    let client = Client::builder().no_proxy().build().unwrap();
+    let mut senders = JoinSet::new();
+    for sender in 0..16 {
+        let (client, url) = (client.clone(), format!("http://{address}/webhook"));
+        let acknowledged = Arc::clone(acknowledged);
+        senders.spawn(async move {
+            for n in 0.. {
+                let id = format!("{sender}-{n}");
+                let body = json!({"event": "e", "uuid": id, "distinct_id": "d"}).to_string();
+                match client.post(&url).body(body).send().await {
+                    Ok(reply) if reply.status() == 200 => acknowledged.lock().unwrap().push(id),
+                    Ok(reply) => assert_eq!(reply.status(), 503),
+                    Err(_) => return,
+                }
+            }
+        });
+    }
+    senders
+}
+
+fn signal(running: &Running, signal: &str) {
+    let id = running.child.as_ref().unwrap().id().to_string();
+    assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+}
+
+fn assert_all_arrived(acknowledged: &Mutex<Vec<String>>, variance: &Variance) {
+    let arrived: HashSet<_> = variance.ids().into_iter().collect();
+    let acknowledged = acknowledged.lock().unwrap();
+    assert!(!acknowledged.is_empty(), "nothing was acknowledged: there was no load");
+    for id in acknowledged.iter() {
+        assert!(arrived.contains(id), "{id} was acknowledged and is lost");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terminated_under_load_it_finishes_what_it_has_and_ends_in_its_grace() {
+    for round in 0..8 {
+        let variance = Variance::start().await;
+        variance.always(Behaviour::After(Duration::from_millis(10), Box::new(Behaviour::Status(200))));
+        let (running, address) = start(&variance).await;
+        let silent = TcpStream::connect(&address).await.unwrap();
+        let mut half_head = TcpStream::connect(&address).await.unwrap();
+        half_head.write_all(b"POST /webhook HTTP/1.1\r\nHost: ").await.unwrap();
+        let mut half_body = TcpStream::connect(&address).await.unwrap();
+        half_body
+            .write_all(b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"event\"")
+            .await
+            .unwrap();
+        let acknowledged = Arc::default();
+        let mut senders = load(&address, &acknowledged);
+        variance.received_at_least(20 + 30 * round).await;
+        let start = Instant::now();
+        signal(&running, "-TERM");
+        let mut reply = String::new();
+        half_body.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 503 "), "{reply}");
+        let ended = running.ended().await;
+        let time = start.elapsed();
+        assert_eq!(ended.code, 0);
+        assert!(time < GRACE + Duration::from_secs(2), "{time:?}");
+        while let Some(sender) = senders.join_next().await {
+            sender.unwrap();
+        }
+        assert_all_arrived(&acknowledged, &variance);
+        drop((silent, half_head));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_under_load_it_has_acknowledged_nothing_that_variance_does_not_have() {
+    for round in 0..8 {
+        let variance = Variance::start().await;
+        variance.always(Behaviour::After(Duration::from_millis(5), Box::new(Behaviour::Status(200))));
+        let (running, address) = start(&variance).await;
+        let acknowledged = Arc::default();
+        let mut senders = load(&address, &acknowledged);
+        variance.received_at_least(50 + 50 * round).await;
+        drop(running);
+        while let Some(sender) = senders.join_next().await {
+            sender.unwrap();
+        }
+        assert_all_arrived(&acknowledged, &variance);
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::BytesThenSilence(Vec::new()));
+    let (running, address) = start(&variance).await;
+    let client = Client::builder().no_proxy().build().unwrap();
+    let body = r#"{"event":"e"}"#;
+    let request = tokio::spawn(client.post(format!("http://{address}/webhook")).body(body).send());
+    variance.received_at_least(1).await;
+    signal(&running, "-TERM");
+    let refused = loop {
+        let reply = client.post(format!("http://{address}/webhook")).body("[]").send().await.unwrap();
+        if reply.status() == 503 {
+            break reply;
+        }
+    };
+    assert_eq!(refused.headers()["connection"], "close");
+    signal(&running, "-INT");
+    assert_eq!(running.ended().await.code, 1);
+    assert!(request.await.unwrap().is_err());
+}
+
+/// Resident memory in bytes, from `/proc`.
+fn resident(running: &Running) -> usize {
+    let id = running.child.as_ref().unwrap().id();
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_takes_no_more_memory_than_max_held_says() {
+    const MAX_HELD: usize = 16 << 20;
+    for size in [300, 1 << 20] {
+        let mut variance = Variance::start().await;
+        variance.vanish();
+        let (running, address) = ready(serve(&variance).env("CONNECTOR_MAX_HELD", "16MiB").start()).await;
+        let client = Client::builder().no_proxy().build().unwrap();
+        let url = format!("http://{address}/webhook");
+        let post = async |id: usize| {
+            let body = json!({"event": "e", "uuid": id.to_string(), "properties": {"x": "x".repeat(size - 200)}});
+            client.post(&url).body(body.to_string()).send().await.unwrap().status().as_u16()
+        };
+        // The breaker opens, and everything that serves a request is there.
+        for n in 0..8 {
+            assert_eq!(post(n).await, 503);
+        }
+        let before = resident(&running);
+        let mut n = 8;
+        while post(n).await != 429 {
+            n += 1;
+        }
+        let grown = resident(&running).saturating_sub(before);
+        println!("{n} events of {size} bytes: {grown} bytes more than {before}");
+        assert!(n > MAX_HELD / (2 * size + 2000), "{n}");
+        assert!(grown < MAX_HELD + (4 << 20), "{n} events of {size} bytes take {grown}");
+    }
+}

@@ -1,5 +1,7 @@
 //! One attempt per identity; what could not be delivered is held and tried again.
 //!
+//! An event is acknowledged only when Variance has it. Nothing is written to disk.
+//!
 //! An event that was handed over leaves in one of three ways: Variance has it, Variance will not have it, or its time is
 //! over. Nobody who waits for it can change that: a request that ends early only stops waiting. A re-send of what is
 //! under way joins it, and one of what has ended is answered from memory. All of this is bounded: in memory by

@@ -6,10 +6,14 @@
 use std::{
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use axum::{
     Router,
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -18,7 +22,7 @@ use axum::{
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -33,6 +37,12 @@ use crate::{
 const AUTHORIZATION: &str = "Bearer demo-variance-credential";
 const TOKEN: &str = "demo-sender-token";
 
+/// When the sender is told that Variance does not have an event: sooner than usual, for those who watch.
+const WEBHOOK_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The longest that the next probe takes to come, with much room.
+const HELD_ARRIVES_WITHIN: Duration = Duration::from_secs(10);
+
 /// One request of the sample traffic.
 #[derive(Deserialize)]
 struct Sample {
@@ -40,6 +50,9 @@ struct Sample {
     path: String,
     /// Type and id of the calls that must arrive.
     arrives: Vec<String>,
+    /// Whether Variance is down until the sender has its reply.
+    #[serde(default)]
+    outage: bool,
     body: Box<RawValue>,
 }
 
@@ -63,8 +76,9 @@ pub(super) fn run(Args { keep_running }: Args) -> anyhow::Result<()> {
 
 async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let samples: Vec<Sample> = serde_json::from_str(include_str!("demo/traffic.json")).expect("the samples are JSON");
+    let is_down = Arc::new(AtomicBool::new(false));
     let (calls, mut arrived) = mpsc::unbounded_channel();
-    let (variance, _stand_in) = stand_in(calls).await?;
+    let variance = stand_in(calls, Arc::clone(&is_down)).await?;
     let mapping = mapping::Settings::default();
     let service = Service::start(variance, mapping.clone()).await?;
     let mut out = io::stdout().lock();
@@ -78,6 +92,7 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let mut total = Total::default();
     for sample in &samples {
         let text = sample.body.get();
+        is_down.store(sample.outage, Ordering::Relaxed);
         writeln!(out, "\n● {} (POST {}, {} bytes)", sample.what, sample.path, text.len())?;
         let request = client.post(format!("http://{}{}", service.address, sample.path));
         let reply =
@@ -90,10 +105,18 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
             ids.push(show_call(&mut out, &call)?);
         }
         show_rest(&mut out, text, &mapping, &reply)?;
-        writeln!(out, "  ← {status} {}", without_problems(&reply))?;
+        writeln!(out, "  ← {status}: {}", counts(&reply))?;
+        if sample.outage {
+            ensure!(ids.is_empty(), "{ids:?} arrived although Variance was down");
+            writeln!(out, "  … Variance is back, and nobody sends anything again")?;
+            is_down.store(false, Ordering::Relaxed);
+            let call = timeout(HELD_ARRIVES_WITHIN, arrived.recv()).await.context("what was held did not arrive")?;
+            ids.push(show_call(&mut out, &call.context("the stand-in must be there")?)?);
+        }
         ids.sort();
         ensure!(ids == sample.arrives, "{:?} should have arrived, but {ids:?} did", sample.arrives);
-        ensure!(status == StatusCode::OK, "the reply should have been 200");
+        let expected = if sample.outage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        ensure!(status == expected, "the reply should have been {expected}");
         total.add(&reply, ids.len())?;
     }
     total.show(&mut out)?;
@@ -114,9 +137,12 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     service.stop().await
 }
 
-/// A server that takes everything, as Variance does.
-async fn stand_in(calls: mpsc::UnboundedSender<Call>) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
+/// A server that takes everything, as Variance does, unless it is down. It ends with the runtime.
+async fn stand_in(calls: mpsc::UnboundedSender<Call>, is_down: Arc<AtomicBool>) -> anyhow::Result<SocketAddr> {
     let take = post(async move |headers: HeaderMap, body: Bytes| {
+        if is_down.load(Ordering::Relaxed) {
+            return StatusCode::BAD_GATEWAY;
+        }
         let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let call = Call { authorization: authorization.unwrap_or_default().to_owned(), body };
         // When nobody looks any more, there is nothing to tell.
@@ -126,7 +152,8 @@ async fn stand_in(calls: mpsc::UnboundedSender<Call>) -> anyhow::Result<(SocketA
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a free port for the stand-in")?;
     let address = listener.local_addr()?;
     let serve = axum::serve(listener, Router::new().route("/webhooks/posthog", take));
-    Ok((address, tokio::spawn(async move { drop(serve.await) })))
+    tokio::spawn(async move { serve.await });
+    Ok(address)
 }
 
 /// The service, as `serve` runs it.
@@ -148,6 +175,7 @@ impl Service {
         };
         let server = server::Settings {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            webhook_deadline: WEBHOOK_DEADLINE,
             shutdown_grace: Duration::from_secs(2),
             ..server::Settings::default()
         };
@@ -199,17 +227,16 @@ fn show_rest(out: &mut impl Write, text: &str, mapping: &mapping::Settings, repl
     }
     for problem in reply["problems"].as_array().into_iter().flatten() {
         let reason = problem["reason"].as_str().unwrap_or("-");
-        writeln!(out, "  ✕ the event at index {} is invalid: {reason}", problem["index"])?;
+        writeln!(out, "  ✕ the event at index {}: {reason}", problem["index"])?;
     }
     Ok(())
 }
 
-fn without_problems(reply: &Value) -> String {
-    let mut counts = reply.clone();
-    if let Some(counts) = counts.as_object_mut() {
-        counts.remove("problems");
-    }
-    counts.to_string()
+/// The counts of a reply that are not zero, in the reply's order.
+fn counts(reply: &Value) -> String {
+    let count = |field| reply[field].as_u64().filter(|count| *count > 0).map(|count| format!("{count} {field}"));
+    let counts = ["received", "delivered", "filtered", "refused", "invalid", "held"].into_iter().filter_map(count);
+    counts.collect::<Vec<_>>().join(", ")
 }
 
 /// What the replies say in all, and what arrived.
@@ -219,7 +246,8 @@ struct Total {
     delivered: u64,
     filtered: u64,
     invalid: u64,
-    arrived: usize,
+    held: u64,
+    arrived: u64,
 }
 
 impl Total {
@@ -229,20 +257,21 @@ impl Total {
         self.delivered += count("delivered")?;
         self.filtered += count("filtered")?;
         self.invalid += count("invalid")?;
-        self.arrived += arrived;
+        self.held += count("held")?;
+        self.arrived += arrived as u64;
         Ok(())
     }
 
     fn show(&self, out: &mut impl Write) -> anyhow::Result<()> {
-        let Self { received, delivered, filtered, invalid, arrived } = *self;
+        let Self { received, delivered, filtered, invalid, held, arrived } = *self;
         writeln!(
             out,
-            "\n{received} events received = {delivered} delivered + {filtered} filtered + {invalid} invalid; \
-             {arrived} calls arrived, since one event was sent twice."
+            "\n{received} events received = {delivered} delivered + {filtered} filtered + {invalid} invalid + {held} held, \
+             which was delivered without being sent again.\n{arrived} calls arrived at Variance, each once."
         )?;
-        if received != delivered + filtered + invalid || arrived as u64 + 1 != delivered {
-            bail!("the counts do not add up");
-        }
+        // The event that was held is among the delivered too: its re-send was told so.
+        ensure!(received == delivered + filtered + invalid + held, "the counts do not add up");
+        ensure!(arrived == delivered, "{arrived} calls arrived, but {delivered} were said to be delivered");
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 mod backfill;
 mod bad_input;
 mod check;
+mod commands;
 mod conservation;
 mod faults;
 mod forwarding;

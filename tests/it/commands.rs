@@ -1,0 +1,91 @@
+//! The commands that need nothing, and what a wrong configuration is told.
+
+use crate::program::{Ended, Program};
+
+async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
+    let program = Program::new(arguments);
+    variables.iter().fold(program, |program, (name, value)| program.env(name, value)).run().await
+}
+
+#[tokio::test]
+async fn the_demonstration_shows_all_calls_and_what_did_not_arrive_and_why() {
+    let output = run(&["demo"], &[]).await;
+    let shown = &output.out;
+    assert!(output.code == 0, "{shown}{}", &output.err);
+    for piece in [
+        "→ track \"plan upgraded\" arrived at Variance (Authorization: Bearer …al)",
+        "→ page arrived",
+        "→ identify arrived",
+        "→ alias arrived",
+        "\"mood\": \"🦔\"",
+        "\"sku\": \"seat\"",
+        "✕ \"$autocapture\" was filtered: not one of the calls that Variance takes",
+        "✕ \"$groupidentify\" was filtered: the call `group` is not in filter.calls",
+        "✕ the event at index 4: the event has no name: `event` is missing",
+        "← 503 Service Unavailable: 1 received, 1 held",
+        "11 events received = 7 delivered + 2 filtered + 1 invalid + 1 held",
+        "7 calls arrived at Variance, each once.",
+    ] {
+        assert!(shown.contains(piece), "{piece:?} is not in:\n{shown}");
+    }
+    assert!(!shown.contains("demo-variance-credential"), "the credential is masked");
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_told_before_a_port_is_opened() {
+    // If it were opened first, the address would be the problem.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let required =
+        [("VARIANCE_WEBHOOK_URL", "https://variance.example/hook"), ("VARIANCE_AUTHORIZATION", "Bearer canary")];
+    for (variables, problem) in [
+        (
+            vec![required[1]],
+            "error: variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) is missing: copy it from Variance > \
+             Integrations > PostHog",
+        ),
+        (
+            vec![required[0]],
+            "error: variance.authorization (environment variable VARIANCE_AUTHORIZATION) is missing: it is",
+        ),
+        (
+            vec![("VARIANCE_WEBHOOK_URL", "variance"), required[1]],
+            "error: variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from",
+        ),
+        (
+            vec![required[0], required[1], ("CONNECTOR_CONCURRENCY", "many")],
+            "error: delivery.concurrency (environment variable CONNECTOR_CONCURRENCY) is \"many\", but must be a whole number",
+        ),
+    ] {
+        let variables: Vec<_> = variables.into_iter().chain([("CONNECTOR_LISTEN", &*listen)]).collect();
+        let output = run(&["serve"], &variables).await;
+        let told = &output.err;
+        assert_eq!(output.code, 64, "{told}");
+        assert!(told.starts_with(problem) && told.lines().count() == 1, "{told}");
+        assert!(!told.contains("canary"), "{told}");
+    }
+    let output = run(&["serve", "--listen", &listen], &required).await;
+    let told = &output.err;
+    assert_eq!(output.code, 1, "{told}");
+    assert!(told.contains(&format!("cannot listen on {listen} (server.listen)")), "{told}");
+}
+
+#[tokio::test]
+async fn an_unknown_key_of_the_file_is_named_with_the_one_that_was_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("connector.toml");
+    std::fs::write(&file, "[delivery]\nconcurency = 8\n").unwrap();
+    let output = run(&["serve", "--config", file.to_str().unwrap()], &[]).await;
+    let told = &output.err;
+    assert_eq!(output.code, 64, "{told}");
+    assert!(told.contains("delivery.concurency") && told.contains("delivery.concurrency"), "{told}");
+}
+
+#[tokio::test]
+async fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell], &[]).await;
+        assert!(output.code == 0 && &output.out.contains("healthcheck"), "{shell}");
+    }
+    assert_eq!(run(&["completions", "cmd.exe"], &[]).status.code(), Some(64)).await;
+}

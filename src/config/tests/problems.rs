@@ -1,0 +1,185 @@
+//! What is told of a configuration that is wrong.
+
+use super::*;
+
+#[test]
+fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
+    for (variable, value, problem) in [
+        (
+            "VARIANCE_FORMAT",
+            "xml",
+            r#"variance.format (environment variable VARIANCE_FORMAT) is "xml", but must be variance or posthog"#,
+        ),
+        (
+            "CONNECTOR_LISTEN",
+            "8080",
+            r#"server.listen (environment variable CONNECTOR_LISTEN) is "8080", but must be an IP address and a port, such as "127.0.0.1:8080" or "0.0.0.0:8080""#,
+        ),
+        (
+            "CONNECTOR_ALLOW_ANONYMOUS",
+            "yes",
+            r#"server.allow_anonymous (environment variable CONNECTOR_ALLOW_ANONYMOUS) is "yes", but must be true or false"#,
+        ),
+        (
+            "CONNECTOR_WEBHOOK_DEADLINE",
+            "0s",
+            r#"server.webhook_deadline (environment variable CONNECTOR_WEBHOOK_DEADLINE) is "0s", but must be a duration such as "10s", more than zero and at most 365 days"#,
+        ),
+        (
+            "CONNECTOR_MAX_BODY",
+            "big",
+            r#"server.max_body (environment variable CONNECTOR_MAX_BODY) is "big", but must be a size such as "64MiB", at least 1 B and at most 1.0 TiB"#,
+        ),
+        (
+            "CONNECTOR_MAX_HELD",
+            "15MiB",
+            r#"delivery.max_held (environment variable CONNECTOR_MAX_HELD) is "15MiB", but must be a size such as "64MiB", at least 16.0 MiB and at most 1.0 TiB"#,
+        ),
+        (
+            "CONNECTOR_CALLS",
+            "page,track",
+            r#"filter.calls (environment variable CONNECTOR_CALLS) is "track", but must be one or more of capture, page, identify, alias, group"#,
+        ),
+        (
+            "CONNECTOR_EXCLUDE",
+            " ,",
+            r#"filter.exclude (environment variable CONNECTOR_EXCLUDE) is "", but must be names of events, or `prefix*`"#,
+        ),
+        (
+            "CONNECTOR_ACCOUNT_GROUP",
+            " ",
+            r#"filter.account_group (environment variable CONNECTOR_ACCOUNT_GROUP) is "", but must be some text, or left out"#,
+        ),
+        (
+            "CONNECTOR_CONCURRENCY",
+            "0",
+            r#"delivery.concurrency (environment variable CONNECTOR_CONCURRENCY) is "0", but must be a whole number from 1 to 10000"#,
+        ),
+        (
+            "CONNECTOR_LOG_FORMAT",
+            "xml",
+            r#"log.format (environment variable CONNECTOR_LOG_FORMAT) is "xml", but must be text or json"#,
+        ),
+        (
+            "RUST_LOG",
+            "loud",
+            r#"log.level (environment variable RUST_LOG) is "loud", but must be a level (off, error, warn, info, debug, trace) or directives such as "variance_connector=debug,hyper=info""#,
+        ),
+        (
+            "CONNECTOR_TOKEN",
+            "tooshort",
+            "server.token (environment variable CONNECTOR_TOKEN) must be a token of at least 16 characters",
+        ),
+        (
+            "VARIANCE_WEBHOOK_URL",
+            "variance.example",
+            "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from Variance > Integrations > PostHog",
+        ),
+        (
+            "VARIANCE_AUTHORIZATION",
+            "two\nlines",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry",
+        ),
+    ] {
+        let mut given = Given::new(&[]).without(variable);
+        given.variables.push((variable.into(), value.into()));
+        assert_eq!(given.problems(), [problem]);
+    }
+}
+
+#[test]
+fn a_wrong_line_of_the_file_is_told() {
+    for (file, problem) in [
+        (
+            "[server]\n\nwebhook_deadline = 3",
+            r#"server.webhook_deadline (config.toml line 3) is an integer, but must be a duration in quotes, such as "10s""#,
+        ),
+        (
+            "server.max_body = 64",
+            r#"server.max_body (config.toml line 1) is an integer, but must be a size in quotes, such as "64MiB""#,
+        ),
+        (
+            "[filter]\nperson_traits = 'true'",
+            "filter.person_traits (config.toml line 2) is a string, but must be true or false without quotes",
+        ),
+        (
+            "[delivery]\nconcurrency = '64'",
+            "delivery.concurrency (config.toml line 2) is a string, but must be a whole number without quotes",
+        ),
+        (
+            "[delivery]\nconcurrency = -1",
+            r#"delivery.concurrency (config.toml line 2) is "-1", but must be a whole number from 1 to 10000"#,
+        ),
+        (
+            "[filter]\ncalls = ['page', 1]",
+            "filter.calls (config.toml line 2) is an array, but must be an array of strings, or a string with commas",
+        ),
+        ("[filter]\ncalls = []", "filter.calls (config.toml line 2) is empty: nothing would be forwarded"),
+        (
+            "[server]\nlisten = ['127.0.0.1:1']",
+            "server.listen (config.toml line 2) is an array, but must be a string in quotes",
+        ),
+        ("[server.listen]\nport = 1", "server.listen (config.toml line 1) is a table, but must be a string in quotes"),
+        (
+            "[log]\nlevel = 'loud'",
+            r#"log.level (config.toml line 2) is "loud", but must be a level (off, error, warn, info, debug, trace) or directives such as "variance_connector=debug,hyper=info""#,
+        ),
+        ("[server]\ntoken = ''", "server.token (config.toml line 2) must be a token of at least 16 characters"),
+        ("[server]\nlissten = ''", "unknown key server.lissten (config.toml line 2): did you mean server.listen?"),
+        (
+            "[server]\nretry_for = '1h'",
+            "unknown key server.retry_for (config.toml line 2): did you mean delivery.retry_for?",
+        ),
+        ("listen = ''", "unknown key listen (config.toml line 1): did you mean server.listen?"),
+        ("[server]\ncolour = 'red'", "unknown key server.colour (config.toml line 2)"),
+        ("[[server]]", "server (config.toml line 1) is an array, but must be a section: [server]"),
+        ("[sever]\nlisten = ''", "unknown section sever (config.toml line 1): did you mean server?"),
+        ("[database]", "unknown section database (config.toml line 1)"),
+        ("a = 1\na = 2", "config.toml line 2 is not valid TOML: duplicate key"),
+    ] {
+        assert_eq!(Given::new(&[]).file(file).problems(), [problem], "{file}");
+    }
+}
+
+#[test]
+fn all_problems_are_told_at_once_even_those_that_something_else_comes_before() {
+    let file = "[server]\nlisten = 1\nname = 'x'\n[delivery]\nretry_for = 'long'";
+    let given = Given::new(&[("CONNECTOR_LISTEN", "127.0.0.1:1"), ("CONNECTOR_CONCURRENCY", "0")]);
+    let problems = given.without(URL.0).without(AUTHORIZATION.0).file(file).problems();
+    let starts = [
+        "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) is missing: copy it from Variance > Integrations > PostHog",
+        "variance.authorization (environment variable VARIANCE_AUTHORIZATION) is missing: ",
+        "delivery.concurrency (environment variable CONNECTOR_CONCURRENCY) is ",
+        "delivery.retry_for (config.toml line 5) is \"long\"",
+        "unknown key server.name (config.toml line 3)",
+        "server.listen (config.toml line 2) is an integer",
+    ];
+    assert_eq!(problems.len(), starts.len(), "{problems:#?}");
+    for (problem, start) in problems.iter().zip(starts) {
+        assert!(problem.starts_with(start), "{problem}");
+    }
+    let error = Error { problems: vec!["one".to_owned(), "two".to_owned()] };
+    assert_eq!(error.to_string(), "one\ntwo");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told_with_who_named_it() {
+    let mut given = Given::new(&[]);
+    given.flags.config = Some(given.directory.path().join("none.toml"));
+    assert_eq!(
+        given.problems(),
+        ["the configuration file none.toml (flag --config): No such file or directory (os error 2)"]
+    );
+    given.variables.push((FILE_VARIABLE.into(), given.flags.config.take().unwrap().into()));
+    assert!(given.problems()[0].contains("none.toml (environment variable CONNECTOR_CONFIG): "));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_not_utf_8_is_told_by_its_name() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut given = Given::new(&[]);
+    given.variables.push(("CONNECTOR_TOKEN".into(), OsString::from_vec(b"0123456789abcdef\xff".to_vec())));
+    given.variables.push((OsString::from_vec(b"CONNECTOR_\xff".to_vec()), "of somebody else".into()));
+    assert_eq!(given.problems(), ["server.token (environment variable CONNECTOR_TOKEN) is not UTF-8"]);
+}

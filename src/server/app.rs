@@ -1,0 +1,331 @@
+//! The routes, and how a request is judged, read and answered.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Settings,
+    body::{self, Budget, Charge, ReadError},
+    intake::{Intake, Patience},
+    repeated::Repeated,
+    reply::Reply,
+};
+use crate::{
+    auth::{Auth, Denied, Verdict},
+    inflate::{self, Encoding, InflateError},
+    metrics, posthog,
+};
+
+/// The longest that a batch's body may take to arrive.
+const BATCH_BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What every request can use.
+#[derive(Clone, Debug)]
+pub(super) struct App {
+    webhook: Route,
+    batch: Route,
+    max_body: usize,
+    auth: Arc<Auth>,
+    /// For all bodies together that are read to find out who sent them.
+    unproven: Budget,
+    refusals: Repeated,
+    intake: Intake,
+    /// Requests in flight.
+    requests: TaskTracker,
+    started: Instant,
+}
+
+/// One of the two routes that take events.
+#[derive(Clone, Debug)]
+struct Route {
+    name: &'static str,
+    deadline: Duration,
+    body_timeout: Duration,
+    budget: Budget,
+    /// Whether a sender may present its token in the body: PostHog's batch export and SDKs can do no other.
+    takes_api_key: bool,
+}
+
+/// A body, unpacked.
+struct Received {
+    bytes: Bytes,
+    /// How many bytes came in.
+    size: usize,
+    /// What to answer if the body does not prove its sender either.
+    denied: Option<Denied>,
+    /// The bytes stay charged for as long as they are here.
+    _charge: Charge,
+}
+
+impl App {
+    /// The application with its routes, whose bodies have their budgets.
+    pub(super) fn new(settings: &Settings, auth: Auth, intake: Intake) -> Self {
+        let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace: _ } = *settings;
+        Self {
+            webhook: Route {
+                name: "webhook",
+                deadline: webhook_deadline,
+                body_timeout: webhook_deadline,
+                budget: Budget::new(2 * max_body),
+                takes_api_key: false,
+            },
+            batch: Route {
+                name: "batch",
+                deadline: batch_deadline,
+                body_timeout: batch_deadline.min(BATCH_BODY_TIMEOUT),
+                budget: Budget::new(2 * max_body),
+                takes_api_key: true,
+            },
+            max_body,
+            auth: Arc::new(auth),
+            unproven: Budget::new(max_body),
+            refusals: Repeated::default(),
+            intake,
+            requests: TaskTracker::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Waits until no request is in flight. None that comes later is waited for.
+    pub(super) async fn answered(&self) {
+        self.requests.close();
+        self.requests.wait().await;
+    }
+
+    pub(super) fn router(&self) -> Router {
+        let webhook = post(|State(app): State<Self>, request| async move { app.receive(&app.webhook, request).await });
+        let batch = post(|State(app): State<Self>, request| async move { app.receive(&app.batch, request).await });
+        let healthz = get(|State(app): State<Self>| async move { app.health("healthz") });
+        let readyz = get(|State(app): State<Self>| async move { app.health("readyz") });
+        let metrics = get(|State(app): State<Self>| async move { app.metrics() });
+        let mut router = Router::new();
+        for (path, route) in [
+            ("/webhook", webhook),
+            ("/batch", batch),
+            ("/healthz", healthz),
+            ("/readyz", readyz),
+            ("/metrics", metrics),
+        ] {
+            router = router.route(path, route.clone()).route(&format!("{path}/"), route);
+        }
+        router
+            .fallback(|State(app): State<Self>, request: Request| async move {
+                app.early(Reply::error(StatusCode::NOT_FOUND, "no such path: events go to /webhook or /batch"), request)
+            })
+            .method_not_allowed_fallback(|State(app): State<Self>, request: Request| async move {
+                app.early(Reply::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path"), request)
+            })
+            .with_state(self.clone())
+    }
+
+    async fn receive(&self, route: &Route, request: Request) -> Response {
+        let _in_flight = self.requests.token();
+        let start = Instant::now();
+        let reply = self.answer(route, request, start).await;
+        self.intake.metrics.replied(route.name, reply.status, start.elapsed());
+        tracing::debug!(
+            route = route.name,
+            status = reply.status.as_u16(),
+            received = reply.report.received,
+            "replied"
+        );
+        reply.into_response()
+    }
+
+    async fn answer(&self, route: &Route, request: Request, start: Instant) -> Reply {
+        let patience = Patience { arrived: SystemTime::now(), deadline: start + route.deadline };
+        let (head, mut body) = request.into_parts();
+        let judged = self.judge(route, &head.headers, patience.arrived);
+        let received = match judged {
+            Ok(verdict) => self.read(route, &head.headers, verdict, &mut body, start).await,
+            Err(reply) => Err(reply),
+        };
+        let received = match received {
+            Ok(received) => received,
+            Err(reply) => {
+                self.discard(body);
+                return reply;
+            }
+        };
+        let body = std::str::from_utf8(&received.bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
+        let body = match body.map(posthog::Body::parse) {
+            Ok(Ok(body)) => body,
+            // Who may not send is told no more than that.
+            _ if let Some(denied) = received.denied => return self.deny(denied),
+            Ok(Err(error @ posthog::BodyError::TooManyElements)) => {
+                return Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string());
+            }
+            Ok(Err(error)) => return Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+            Err(reason) => return Reply::error(StatusCode::BAD_REQUEST, reason),
+        };
+        if let Some(denied) = received.denied
+            && !body.envelope.api_key.is_some_and(|api_key| self.auth.api_key_is_valid(api_key))
+        {
+            return self.deny(denied);
+        }
+        self.intake.metrics.received(body.elements.len(), received.size);
+        self.intake.forward(&body, patience).await
+    }
+
+    /// What can be said of a request before its body is read.
+    fn judge(&self, route: &Route, headers: &HeaderMap, now: SystemTime) -> Result<Verdict, Reply> {
+        if self.intake.draining.is_cancelled() {
+            return Err(Reply::draining());
+        }
+        let verdict = self.auth.judge_head(headers, now, route.takes_api_key);
+        if let Verdict::Denied(denied) = verdict {
+            return Err(self.deny(denied));
+        }
+        if !is_json(headers) {
+            let reason = "the content type must be application/json (or text/plain, or none)";
+            return Err(Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
+        }
+        Ok(verdict)
+    }
+
+    /// Reads and unpacks a body within the budgets for one of its sender.
+    async fn read(
+        &self,
+        route: &Route,
+        headers: &HeaderMap,
+        verdict: Verdict,
+        body: &mut Body,
+        start: Instant,
+    ) -> Result<Received, Reply> {
+        let encoding = Encoding::of(headers)
+            .map_err(|unsupported| Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, unsupported.to_string()))?;
+        let mut charge = Charge::new(match verdict {
+            Verdict::Unproven { .. } => vec![route.budget.clone(), self.unproven.clone()],
+            Verdict::Proven | Verdict::Denied(_) => vec![route.budget.clone()],
+        });
+        let read = body::read(body, self.max_body, &mut charge, start + route.body_timeout);
+        let mut bytes = tokio::select! {
+            read = read => read.map_err(|error| self.read_error(error))?,
+            () = self.intake.draining.cancelled() => return Err(Reply::draining()),
+        };
+        let size = bytes.len();
+        let denied = match verdict {
+            Verdict::Unproven { signature, api_key, otherwise } => {
+                if signature && self.auth.signature_is_valid(headers, &bytes) {
+                    charge.leave_last();
+                    None
+                } else if api_key {
+                    Some(otherwise)
+                } else {
+                    return Err(self.deny(otherwise));
+                }
+            }
+            Verdict::Proven | Verdict::Denied(_) => None,
+        };
+        if let Some(encoding) = encoding {
+            let grow = |more| charge.grow(more).map_err(|body::Full| inflate::Full);
+            let unpacked = inflate::inflate(encoding, &bytes, self.max_body, grow);
+            bytes = unpacked.map_err(|error| self.inflate_error(error))?.into();
+        }
+        Ok(Received { bytes, size, denied, _charge: charge })
+    }
+
+    /// The reply to a sender without a right credential.
+    fn deny(&self, denied: Denied) -> Reply {
+        let is_missing = matches!(denied, Denied::NoToken | Denied::NoApiKey | Denied::NoSignature);
+        self.intake.metrics.auth_failed(if is_missing { "missing" } else { "wrong" });
+        if let Some(requests) = self.refusals.note(Instant::now()) {
+            tracing::warn!(requests, reason = %denied, "senders were refused");
+        }
+        Reply::error(StatusCode::UNAUTHORIZED, denied.to_string())
+    }
+
+    fn inflate_error(&self, error: InflateError) -> Reply {
+        match error {
+            InflateError::Corrupt(_) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+            InflateError::TooLarge => self.read_error(ReadError::TooLarge),
+            InflateError::Full => self.read_error(ReadError::Full),
+        }
+    }
+
+    fn read_error(&self, error: ReadError) -> Reply {
+        match error {
+            ReadError::TooLarge => {
+                let limit = bytesize::ByteSize(self.max_body as u64).display().iec();
+                Reply::error(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is larger than server.max_body ({limit})"),
+                )
+            }
+            ReadError::Full => Reply::error(StatusCode::TOO_MANY_REQUESTS, body::Full.to_string()),
+            ReadError::TooLate => Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time"),
+            ReadError::BrokenOff => Reply::error(StatusCode::BAD_REQUEST, "the body broke off"),
+        }
+    }
+
+    /// A reply to a request whose body nobody wants.
+    fn early(&self, reply: Reply, request: Request) -> Response {
+        self.discard(request.into_body());
+        self.intake.metrics.replied("other", reply.status, Duration::ZERO);
+        reply.into_response()
+    }
+
+    /// Lets the sender finish, so that it reads its reply. Not for long, and not when the server stops.
+    fn discard(&self, body: Body) {
+        if !hyper::body::Body::is_end_stream(&body) {
+            let ending = self.intake.hurry.clone();
+            tokio::spawn(async move { ending.run_until_cancelled(body::discard(body)).await });
+        }
+    }
+
+    fn health(&self, route: &'static str) -> Response {
+        let is_draining = self.intake.draining.is_cancelled();
+        let status = match is_draining && route == "readyz" {
+            true => StatusCode::SERVICE_UNAVAILABLE,
+            false => StatusCode::OK,
+        };
+        self.intake.metrics.replied(route, status, Duration::ZERO);
+        let (health, snapshot) = (self.intake.outbox.health(), self.intake.outbox.snapshot());
+        let time = |time: SystemTime| humantime::format_rfc3339_millis(time).to_string();
+        let body = serde_json::json!({
+            "status": if is_draining { "draining" } else { "ok" },
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "destination": {
+                "state": health.state,
+                "since": time(health.since),
+                "reason": health.reason.map(|fault| fault.to_string()),
+                "last_success": health.last_success().map(time),
+            },
+            "held": {
+                "events": snapshot.held_events,
+                "bytes": snapshot.held_bytes,
+                "oldest_seconds": snapshot.held_oldest.as_secs(),
+            },
+        });
+        (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    }
+
+    fn metrics(&self) -> Response {
+        self.intake.metrics.replied("metrics", StatusCode::OK, Duration::ZERO);
+        let text = self.intake.metrics.encode(self.intake.outbox.snapshot());
+        ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+    }
+}
+
+/// Whether the body may be JSON by its type: senders often leave it out, and browsers say `text/plain`.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return true };
+    let Ok(content_type) = content_type.to_str() else { return false };
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(essence.as_str(), "" | "application/json" | "text/plain") || essence.ends_with("+json")
+}

@@ -1,0 +1,104 @@
+//! Connections, and what one may cost: how many there are, how long they may be silent, and what they read ahead.
+//!
+//! `axum::serve` is not used because it has neither a timeout for the head of a request nor a cap on connections.
+
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::repeated::Repeated;
+use crate::metrics::Metrics;
+
+/// How long a sender may take for the head of a request; also how long a connection may be idle, which must be more than
+/// the 10 s for which PostHog keeps one (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
+pub const MAX_CONNECTIONS: usize = 2048;
+
+/// The longest head of a request, and the most of a body that a connection reads ahead: with it a connection takes some
+/// 24 KiB at most, where hyper's own limit is over 400.
+const MAX_BUFFER: usize = 16 << 10;
+
+/// How long a sender may leave a reply unread before its connection is closed: nothing else bounds that.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// All connections of a server.
+pub(super) struct Connections {
+    tracker: TaskTracker,
+    ending: CancellationToken,
+}
+
+impl Connections {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self { tracker: TaskTracker::new(), ending: CancellationToken::new() }
+    }
+
+    /// Accepts connections and serves each in a task of its own, for ever.
+    pub(super) async fn accept(&self, listener: TcpListener, router: Router, metrics: Metrics) -> Infallible {
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let failures = Repeated::default();
+        loop {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Most often there are no descriptors left: only time can help.
+                    if let Some(times) = failures.note(Instant::now()) {
+                        tracing::warn!(times, %error, "connections could not be accepted");
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (router, ending, metrics) = (router.clone(), self.ending.clone(), metrics.clone());
+            self.tracker.spawn(async move {
+                metrics.connections().inc();
+                connection(stream, router, ending).await;
+                metrics.connections().dec();
+                drop(permit);
+            });
+        }
+    }
+
+    /// Lets each finish the request that it is in, and waits until there are none.
+    pub(super) async fn end(&self) {
+        self.ending.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, ending: CancellationToken) {
+    let socket = socket2::SockRef::from(&stream);
+    let options = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)));
+    if let Err(error) = options {
+        tracing::debug!(%error, "a connection ended at once");
+        return;
+    }
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_BUFFER);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = ending.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection broke");
+    }
+}

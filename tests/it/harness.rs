@@ -20,6 +20,9 @@ use variance_connector::{
 
 use crate::variance::Variance;
 
+/// How long a test waits for a reply before it fails instead of hanging for ever: longer than any that is to be waited for.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 pub const AUTHORIZATION: &str = "Bearer variance-credential";
 
 /// Everything that can be set. Durations are a hundredth of the real ones, where waiting for them would be.
@@ -103,7 +106,7 @@ impl Service {
             metrics,
             shutdown.clone(),
         ));
-        let client = Client::builder().no_proxy().build().unwrap();
+        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         Self { address, outbox, client, shutdown, task }
     }
 

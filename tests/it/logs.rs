@@ -63,7 +63,14 @@ impl Program {
             before.push(std::mem::replace(&mut ready, lines.recv_timeout(PATIENCE).unwrap()));
         }
         let address = ready["address"].as_str().unwrap_or_else(|| panic!("no address in {ready}")).to_owned();
-        Self { child, lines, client: Client::builder().no_proxy().build().unwrap(), address, before, ready }
+        Self {
+            child,
+            lines,
+            client: Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
+            address,
+            before,
+            ready,
+        }
     }
 
     fn request(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {

@@ -1,9 +1,12 @@
 //! What forwarding costs, end to end: `cargo bench --bench forward`.
 //!
 //! Starts a cheap receiver, the real binary in front of it, drives each case and prints its CPU time per forwarded event
-//! beside that of a bare `reqwest` loop that posts a ready body to the same receiver in the same run. Only ratios mean
-//! something from one machine to another. `cargo bench --bench forward -- batch` runs the cases whose name has `batch`
-//! in it; `--events N` sets how many events a case forwards.
+//! beside that of a bare `reqwest` loop that posts a ready body to the same receiver. The loop runs before and after
+//! each case, so that a machine that is faster at one time than at another does not change the ratio. Only ratios mean
+//! something from one machine to another.
+//!
+//! `cargo bench --bench forward -- batch` runs the cases whose name has `batch` in it; the other names are `webhook`,
+//! `flat`, `latency` and `rest`. `--events N` sets how many events a case forwards.
 
 #![expect(unreachable_pub, reason = "nothing can be reached from outside of a benchmark")]
 
@@ -38,60 +41,97 @@ fn main() -> anyhow::Result<()> {
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(cases(&wanted, events))
+    runtime.block_on(async {
+        let receiver = Process::receiver()?;
+        let is_wanted = |name: &str| name.contains(&wanted);
+        cases(&receiver, &is_wanted, events).await?;
+        if is_wanted("flat") {
+            flat(&receiver).await?;
+        }
+        if is_wanted("latency") {
+            latency(&receiver).await?;
+        }
+        if is_wanted("rest") {
+            at_rest(&receiver).await?;
+        }
+        Ok(())
+    })
 }
 
-/// CPU time and time of one event, in microseconds.
+/// CPU time and time of one forwarded event, in microseconds.
 #[derive(Clone, Copy)]
 struct Cost {
     cpu: f64,
     wall: f64,
 }
 
-async fn cases(wanted: &str, events: usize) -> anyhow::Result<()> {
-    let receiver = Process::receiver()?;
-    let is_wanted = |name: &str| name.contains(wanted);
-    println!("{events} events of about 2 kB, 20 % of them filtered; CPU and wall clock in µs per forwarded event\n");
-    println!("| case | CPU | × loop | wall | × loop | peak RSS |\n|---|---|---|---|---|---|");
+impl Cost {
+    fn mean(self, other: Self) -> Self {
+        Self { cpu: f64::midpoint(self.cpu, other.cpu), wall: f64::midpoint(self.wall, other.wall) }
+    }
+}
 
-    let yardstick = {
-        let start = Instant::now();
-        let cpu = Process::yardstick(receiver.address(), events)?.finish()?;
-        Cost { cpu: per_event(cpu, events), wall: per_event(start.elapsed(), events) }
-    };
-    println!("| bare `reqwest` loop | {:.1} | 1.00 | {:.1} | 1.00 | |", yardstick.cpu, yardstick.wall);
-
-    for (name, path, per_request, connections) in [
+/// What each way to send costs beside the bare loop.
+async fn cases(receiver: &Process, is_wanted: &dyn Fn(&str) -> bool, events: usize) -> anyhow::Result<()> {
+    let cases = [
         ("batch of 10, 4 at once", "/batch", 10, 4),
         ("batch of 100, 4 at once", "/batch", 100, 4),
         ("batch of 1000, 4 at once", "/batch", 1000, 4),
         ("batch of 5000, 4 at once", "/batch", 5000, 4),
         ("webhook, 64 connections", "/webhook", 1, 64),
-    ] {
-        if !is_wanted(name) {
-            continue;
-        }
+    ];
+    let mut cases = cases.into_iter().filter(|(name, ..)| is_wanted(name)).peekable();
+    if cases.peek().is_none() {
+        return Ok(());
+    }
+    println!("{events} events of about 2 kB, 20 % of them filtered; the loop posts as many as are forwarded\n");
+    println!("| case | CPU µs per forwarded event | the loop's | ratio | throughput to the loop's | peak RSS |");
+    println!("|---|---|---|---|---|---|");
+    let mut before = yardstick(receiver, events)?;
+    for (name, path, per_request, connections) in cases {
         let connector = Process::connector(receiver.address())?;
         let sender = Sender::new(connector.address(), path, per_request);
         sender.send(events / 20, connections).await?; // warm: connections, allocator, branch predictors
-        let (cpu, start) = (connector.cpu()?, Instant::now());
-        let forwarded = sender.send(events, connections).await?;
-        let (cpu, wall) = (connector.cpu()? - cpu, start.elapsed());
-        let cost = Cost { cpu: per_event(cpu, forwarded), wall: per_event(wall, forwarded) };
+        let cost = measured(&connector, sender, events, connections).await?;
+        let peak = connector.peak_rss_mib()?;
+        drop(connector);
+        let after = yardstick(receiver, events)?;
+        let beside = before.mean(after);
         println!(
-            "| {name} | {:.1} | {:.2} | {:.1} | {:.2} | {:.0} MiB |",
+            "| {name} | {:.1} | {:.1} | {:.2} × | {:.2} × | {peak:.0} MiB |",
             cost.cpu,
-            cost.cpu / yardstick.cpu,
-            cost.wall,
-            cost.wall / yardstick.wall,
-            connector.peak_rss_mib()?,
+            beside.cpu,
+            cost.cpu / beside.cpu,
+            beside.wall / cost.wall,
         );
+        before = after;
     }
-    if is_wanted("latency") {
-        latency(&receiver).await?;
-    }
-    if is_wanted("rest") {
-        at_rest(&receiver).await?;
+    Ok(())
+}
+
+fn yardstick(receiver: &Process, events: usize) -> anyhow::Result<Cost> {
+    let events = events * 4 / 5;
+    let start = Instant::now();
+    let cpu = Process::yardstick(receiver.address(), events)?.finish()?;
+    Ok(Cost { cpu: per_event(cpu, events), wall: per_event(start.elapsed(), events) })
+}
+
+async fn measured(connector: &Process, sender: Sender, events: usize, connections: usize) -> anyhow::Result<Cost> {
+    let (cpu, start) = (connector.cpu()?, Instant::now());
+    let forwarded = sender.send(events, connections).await?;
+    Ok(Cost { cpu: per_event(connector.cpu()? - cpu, forwarded), wall: per_event(start.elapsed(), forwarded) })
+}
+
+/// Whether an event costs the same however many came before it, and whether memory stays where it is.
+async fn flat(receiver: &Process) -> anyhow::Result<()> {
+    let connector = Process::connector(receiver.address())?;
+    let sender = Sender::new(connector.address(), "/batch", 100);
+    sender.send(10_000, 4).await?;
+    println!("\n| events in batches of 100, one run after the other | CPU µs per forwarded event | RSS after it |");
+    println!("|---|---|---|");
+    for events in [1_000, 10_000, 100_000, 250_000, 250_000, 1_000_000] {
+        let cost = measured(&connector, sender, events, 4).await?;
+        println!("| {events} | {:.1} | {:.1} MiB |", cost.cpu, connector.rss_mib()?);
     }
     Ok(())
 }
@@ -102,9 +142,9 @@ async fn latency(receiver: &Process) -> anyhow::Result<()> {
     let sender = Sender::new(connector.address(), "/webhook", 1);
     let straight = Sender::new(receiver.address(), "/", 1).latencies(2000, Duration::from_millis(2)).await?;
     let through = sender.latencies(2000, Duration::from_millis(2)).await?;
-    println!("\nlatency of a webhook at 500 a second, in ms | p50 | p99\n---|---|---");
-    println!("straight to the receiver | {:.2} | {:.2}", straight[1000], straight[1980]);
-    println!("through the connector | {:.2} | {:.2}", through[1000], through[1980]);
+    println!("\n| latency of a webhook at 500 a second, in ms | p50 | p99 |\n|---|---|---|");
+    println!("| straight to the receiver | {:.2} | {:.2} |", straight[1000], straight[1980]);
+    println!("| through the connector | {:.2} | {:.2} |", through[1000], through[1980]);
     Ok(())
 }
 
@@ -117,7 +157,7 @@ async fn at_rest(receiver: &Process) -> anyhow::Result<()> {
     let (switches, cpu) = (connector.context_switches()?, connector.cpu()?);
     tokio::time::sleep(Duration::from_secs(5)).await;
     println!(
-        "\nat rest: ready after {} ms, RSS {:.1} MiB, {:.1} wake-ups and {:.2} ms of CPU a second",
+        "\nAt rest: ready after {} ms, RSS {:.1} MiB, {:.1} wake-ups and {:.2} ms of CPU a second",
         ready.as_millis(),
         connector.rss_mib()?,
         (connector.context_switches()? - switches) as f64 / 5.0,

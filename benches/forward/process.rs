@@ -60,29 +60,29 @@ impl Process {
         self.address
     }
 
-    /// CPU time so far, of user and system, in steps of 10 ms.
+    /// CPU time so far of the threads that still run, to the nanosecond.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after_name = stat.rsplit_once(") ").context("a stat line")?.1;
-        let fields: Vec<_> = after_name.split(' ').collect();
-        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        Ok(Duration::from_millis(ticks * 10))
+        let mut cpu = Duration::ZERO;
+        for thread in self.threads()? {
+            let times = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            cpu += Duration::from_nanos(times.split(' ').next().context("a schedstat line")?.parse()?);
+        }
+        Ok(cpu)
     }
 
-    /// Waits for its end, and returns its CPU time.
+    /// Waits for its end, and returns the CPU time of all its threads, in steps of 10 ms.
     pub fn finish(mut self) -> anyhow::Result<Duration> {
-        let mut cpu = Duration::ZERO;
         // A process that has ended but has not been waited for still has its times.
-        loop {
+        let ticks = loop {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-            cpu = cpu.max(self.cpu()?);
-            if stat.contains(") Z ") {
-                break;
+            let fields: Vec<_> = stat.rsplit_once(") ").context("a stat line")?.1.split(' ').collect();
+            if fields[0] == "Z" {
+                break fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
             }
             std::thread::sleep(Duration::from_millis(20));
-        }
+        };
         ensure!(self.child.wait()?.success(), "it failed");
-        Ok(cpu)
+        Ok(Duration::from_millis(ticks * 10))
     }
 
     pub fn rss_mib(&self) -> anyhow::Result<f64> {
@@ -96,10 +96,14 @@ impl Process {
     /// Voluntary context switches of all its threads: how often it woke up.
     pub fn context_switches(&self) -> anyhow::Result<u64> {
         let mut switches = 0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+        for thread in self.threads()? {
             switches += field(&thread?.path().join("status"), "voluntary_ctxt_switches:")?;
         }
         Ok(switches)
+    }
+
+    fn threads(&self) -> anyhow::Result<std::fs::ReadDir> {
+        Ok(std::fs::read_dir(format!("/proc/{}/task", self.child.id()))?)
     }
 
     fn status(&self, name: &str) -> anyhow::Result<u64> {

@@ -18,7 +18,8 @@
 //!   by [`backoff`] and [`breaker`], which are rules without a clock, and posts through [`destination`].
 //! * [`server`] is the HTTP face: it asks [`auth`] who may send, [`inflate`]s bodies, and tells what became of events.
 //! * [`metrics`] counts; [`service`] puts the parts together; [`shutdown`] says when to stop.
-//! * [`cli`] is the command line; [`config`] reads the settings of all parts, [`secret`]s among them; [`telemetry`] logs.
+//! * [`cli`] is the command line; [`config`] reads the settings of all parts, [`secret`]s among them; [`telemetry`] logs,
+//!   and [`repeated`] keeps a fault that repeats from flooding the log.
 //!
 //! Arrows point one way: nothing below `cli` sees the whole configuration, and `posthog` and `variance` do not know each
 //! other.
@@ -35,6 +36,7 @@ pub mod mapping;
 pub mod metrics;
 pub mod outbox;
 pub mod posthog;
+pub mod repeated;
 pub mod secret;
 pub mod server;
 pub mod service;

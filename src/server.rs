@@ -1,7 +1,7 @@
 //! The HTTP face: its settings, and how it begins and ends. The caller owns the listener and the reason to stop.
 //!
 //! `connections` accepts, `app` routes, judges and reads requests, `intake` hands their events over and waits for what
-//! becomes of them, and `reply` tells that; `body` keeps bodies within their bounds, `repeated` the log.
+//! becomes of them, and `reply` tells that; `body` keeps bodies within their bounds.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -22,7 +22,6 @@ mod app;
 mod body;
 mod connections;
 mod intake;
-mod repeated;
 mod reply;
 
 /// How many connections wait to be accepted: PostHog's bursts must not be lost to the kernel's queue.

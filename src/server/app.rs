@@ -21,13 +21,13 @@ use super::{
     Settings,
     body::{self, Budget, Charge, ReadError},
     intake::{Intake, Patience},
-    repeated::Repeated,
     reply::Reply,
 };
 use crate::{
     auth::{Auth, Denied, Verdict},
     inflate::{self, Encoding, InflateError},
     metrics, posthog,
+    repeated::Repeated,
 };
 
 /// The longest that a batch's body may take to arrive.

@@ -17,8 +17,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::repeated::Repeated;
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, repeated::Repeated};
 
 /// How long a sender may take for the head of a request; also how long a connection may be idle, which must be more than
 /// the 10 s for which PostHog keeps one (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).

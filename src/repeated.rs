@@ -12,7 +12,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts the occurrences of one kind of fault between two lines.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Repeated(Arc<Mutex<Since>>);
+pub struct Repeated(Arc<Mutex<Since>>);
 
 #[derive(Debug, Default)]
 struct Since {
@@ -22,7 +22,7 @@ struct Since {
 
 impl Repeated {
     /// Notes an occurrence. If the last line is long enough ago, returns how many the next one is to tell of.
-    pub(super) fn note(&self, now: Instant) -> Option<u64> {
+    pub fn note(&self, now: Instant) -> Option<u64> {
         let mut since = self.0.lock().expect("no panic while it is held");
         since.unsaid += 1;
         if since.last_line.is_some_and(|last| now.duration_since(last) < INTERVAL) {

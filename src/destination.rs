@@ -3,17 +3,12 @@
 use std::{
     error::Error as _,
     fmt, io,
-    path::PathBuf,
-    sync::{
-        RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, SystemTime},
 };
 
 use axum::http::{
-    HeaderMap, HeaderValue, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
+    HeaderMap, StatusCode,
+    header::{LOCATION, RETRY_AFTER},
 };
 use bytes::Bytes;
 use reqwest::{Client, Method, Request, Response, redirect};
@@ -21,7 +16,11 @@ use rustls::CertificateError;
 use tokio::time::timeout;
 use url::Url;
 
+pub use self::credential::Authorization;
+use self::credential::Credential;
 use crate::backoff;
+
+mod credential;
 
 /// How this program presents itself.
 pub const USER_AGENT: &str = concat!("variance-connector/", env!("CARGO_PKG_VERSION"));
@@ -46,33 +45,6 @@ pub struct Settings {
     pub attempt_timeout: Duration,
     /// Whether `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are heeded.
     pub use_proxy: bool,
-}
-
-/// The value of the `Authorization` header, and where to look for a newer one.
-#[derive(Clone, Debug)]
-pub struct Authorization {
-    /// The whole header value, marked sensitive.
-    pub value: HeaderValue,
-    /// The file that it was read from.
-    pub file: Option<PathBuf>,
-}
-
-impl Authorization {
-    /// The header value that a file holds, without white space at its end.
-    ///
-    /// # Errors
-    /// When the file cannot be read, is empty or holds what no header can carry.
-    pub fn read(file: PathBuf) -> io::Result<Self> {
-        let text = std::fs::read_to_string(&file)?;
-        let text = text.trim_end();
-        if text.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty"));
-        }
-        let mut value = HeaderValue::from_str(text)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the file holds what no HTTP header can carry"))?;
-        value.set_sensitive(true);
-        Ok(Self { value, file: Some(file) })
-    }
 }
 
 /// What came of one attempt.
@@ -144,10 +116,7 @@ impl Verdict {
 pub struct Destination {
     client: Client,
     url: Url,
-    headers: RwLock<HeaderMap>,
-    authorization_file: Option<PathBuf>,
-    /// Variance did not take the credential: look for a newer one before the next attempt.
-    credential_in_doubt: AtomicBool,
+    credential: Credential,
     attempt_timeout: Duration,
 }
 
@@ -169,16 +138,10 @@ impl Destination {
         if !use_proxy {
             client = client.no_proxy();
         }
-        let headers = HeaderMap::from_iter([
-            (AUTHORIZATION, authorization.value),
-            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        ]);
         Ok(Self {
             client: client.build()?,
             url: webhook_url,
-            headers: RwLock::new(headers),
-            authorization_file: authorization.file,
-            credential_in_doubt: AtomicBool::new(false),
+            credential: Credential::new(authorization),
             attempt_timeout,
         })
     }
@@ -186,17 +149,17 @@ impl Destination {
     /// Makes one attempt. The rest of the reply should be [discarded](Rest::discard), so that the connection can be used
     /// again.
     pub async fn post(&self, body: Bytes) -> (Verdict, Rest) {
-        if self.credential_in_doubt.load(Ordering::Relaxed) {
-            self.read_credential_again();
-        }
-        let reply = match timeout(self.attempt_timeout, self.send(body)).await {
+        let (headers, reading) = self.credential.headers();
+        let reply = match timeout(self.attempt_timeout, self.send(headers, body)).await {
             Err(_elapsed) => return (Verdict::failed(Fault::Timeout), Rest(None)),
             Ok(Err(error)) => return (Verdict::failed(fault_of(&error)), Rest(None)),
             Ok(Ok(reply)) => reply,
         };
         let mut verdict = Verdict::of_status(reply.status());
         if let Verdict::Failed { fault, retry_after } = &mut verdict {
-            self.credential_in_doubt.fetch_or(fault.is_credential(), Ordering::Relaxed);
+            if fault.is_credential() {
+                self.credential.doubt(reading);
+            }
             if matches!(reply.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
                 let asked = reply.headers().get(RETRY_AFTER);
                 *retry_after = asked.and_then(|value| backoff::retry_after(value.as_bytes(), SystemTime::now()));
@@ -207,32 +170,21 @@ impl Destination {
 
     /// Sends the request, and at once a second time if the connection breaks: most often it had been idle and Variance
     /// closed it just then.
-    async fn send(&self, body: Bytes) -> reqwest::Result<Response> {
-        match self.client.execute(self.request(body.clone())).await {
-            Err(error) if fault_of(&error) == Fault::Broken => self.client.execute(self.request(body)).await,
+    async fn send(&self, headers: HeaderMap, body: Bytes) -> reqwest::Result<Response> {
+        match self.client.execute(self.request(headers, body.clone())).await {
+            Err(error) if fault_of(&error) == Fault::Broken => {
+                let (headers, _) = self.credential.headers();
+                self.client.execute(self.request(headers, body)).await
+            }
             result => result,
         }
     }
 
-    fn request(&self, body: Bytes) -> Request {
+    fn request(&self, headers: HeaderMap, body: Bytes) -> Request {
         let mut request = Request::new(Method::POST, self.url.clone());
-        request.headers_mut().clone_from(&self.headers.read().expect("no panic while it is held"));
+        *request.headers_mut() = headers;
         *request.body_mut() = Some(body.into());
         request
-    }
-
-    fn read_credential_again(&self) {
-        let Some(file) = &self.authorization_file else { return };
-        self.credential_in_doubt.store(false, Ordering::Relaxed);
-        match Authorization::read(file.clone()) {
-            Ok(Authorization { value, .. }) => {
-                let mut headers = self.headers.write().expect("no panic while it is held");
-                if headers.insert(AUTHORIZATION, value.clone()).is_none_or(|old| old != value) {
-                    tracing::info!("Variance's credential was read again: it has changed");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "Variance's credential could not be read again"),
-        }
     }
 }
 

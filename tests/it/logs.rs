@@ -284,15 +284,24 @@ async fn a_credential_that_was_changed_is_told_of_and_so_is_one_that_cannot_be_r
     let program = Program::start(&variance, &variables);
     std::fs::remove_file(&file).unwrap();
     assert_eq!(program.post("/webhook", events("e", 1)).await.status, 503);
-    let unreadable = essence(&program.line());
+    let unreadable = program.line();
     assert_eq!(unreadable["level"], "WARN");
     assert_eq!(unreadable["message"], "Variance's credential could not be read again");
+    assert_eq!(unreadable["times"], 1);
     assert!(unreadable["error"].as_str().unwrap().contains("No such file"), "{unreadable}");
+    // At least once more it is looked for.
+    variance.received_at_least(variance.received().len() + 2).await;
     std::fs::write(&file, "new").unwrap();
-    let mut line = essence(&program.line());
+    let time = |line: &Value| humantime::parse_rfc3339(line["timestamp"].as_str().unwrap()).unwrap();
+    let mut line = program.line();
     while line["level"] == "WARN" {
-        line = essence(&program.line());
+        if line["message"] == unreadable["message"] {
+            let apart = time(&line).duration_since(time(&unreadable)).unwrap();
+            assert!(apart >= Duration::from_millis(9_990), "another line after {apart:?}");
+        }
+        line = program.line();
     }
+    let line = essence(&line);
     let changed = json!({"level": "INFO", "message": "Variance's credential was read again: it has changed"});
     assert_eq!(line, changed);
 }

@@ -19,5 +19,6 @@ mod parity;
 mod pressure;
 mod preview;
 mod program;
+mod rotation;
 mod stopping;
 mod variance;

@@ -1,6 +1,10 @@
 //! Whatever Variance does to an attempt, its event is taken, refused, or tried again.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::Mutex, time::Duration};
+
+use serde_json::json;
+use tokio::task::JoinSet;
+use variance_connector::{backoff::Backoff, outbox::Pacing};
 
 use crate::{
     harness::Service,
@@ -9,12 +13,63 @@ use crate::{
 
 const EVENT: &str = r#"{"event":"e","uuid":"a","distinct_id":"d"}"#;
 
-async fn service(variance: &Variance) -> Service {
-    Service::start(variance, |settings| {
-        settings.server.webhook_deadline = Duration::from_millis(300);
-        settings.destination.attempt_timeout = Duration::from_millis(150);
+/// Whose fault a status is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Nobodys,
+    Events,
+    Variances,
+}
+
+/// The table of all statuses: the one of README's guarantee, spelled out.
+fn fault_of(status: u16) -> Fault {
+    match status {
+        200..=299 => Fault::Nobodys,
+        401 | 403..=405 | 407 | 408 | 410 | 425 | 429 => Fault::Variances,
+        400 | 402 | 406 | 409 | 411..=424 | 426..=428 | 430..=499 => Fault::Events,
+        300..=399 | 500..=599 => Fault::Variances,
+        _ => unreachable!("{status} is none of these"),
+    }
+}
+
+#[tokio::test]
+async fn each_status_is_success_or_the_events_fault_or_variances() {
+    let variance = Variance::start().await;
+    let posts = Mutex::new(HashMap::<u16, usize>::new());
+    variance.script(move |received| {
+        let status = received.id().parse().unwrap();
+        let mut posts = posts.lock().unwrap();
+        let posts = posts.entry(status).or_default();
+        *posts += 1;
+        Behaviour::Status(if *posts > 1 && fault_of(status) == Fault::Variances { 200 } else { status })
+    });
+    let service = Service::start(&variance, |settings| {
+        let at_once = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+        settings.outbox.pacing = Pacing { backoff: at_once, open_for: at_once };
     })
-    .await
+    .await;
+    let event = |status: u16| json!({"event": "e", "uuid": status.to_string(), "distinct_id": "d"});
+    let all: Vec<_> = (200..=599).map(event).collect();
+    let reply = service.post("/batch", json!(all).to_string()).await;
+    assert_eq!((reply.status, reply.counts()), (200, [400, 309, 0, 91, 0, 0]));
+    let mut posts = HashMap::<u16, usize>::new();
+    for id in variance.ids() {
+        *posts.entry(id.parse().unwrap()).or_default() += 1;
+    }
+    for status in 200..=599 {
+        // From memory.
+        let reply = service.post("/webhook", event(status).to_string()).await;
+        let expected = match fault_of(status) {
+            Fault::Nobodys => (200, 1),
+            Fault::Events => (422, 1),
+            Fault::Variances => (200, 2),
+        };
+        assert_eq!((reply.status, posts[&status]), expected, "{status}: {}", reply.text);
+        if fault_of(status) == Fault::Events {
+            let reason = &reply.reasons()[0];
+            assert!(reason.starts_with(&format!("Variance refused the event: {status} ")), "{reason}");
+        }
+    }
 }
 
 /// A reply that is complete when it is read to its end.
@@ -39,50 +94,100 @@ async fn a_reply_whose_head_is_whole_and_says_2xx_is_success() {
     }
 }
 
-#[tokio::test]
-async fn an_attempt_without_a_whole_head_is_made_again() {
-    let stall = "Variance did not answer in time";
-    let broken = "the connection to Variance broke before its answer";
-    for (behaviour, reason) in [
-        (Behaviour::Reset, broken),
-        (Behaviour::BytesThenClose(Vec::new()), broken),
-        (Behaviour::BytesThenClose(b"HTTP/1.1 20".to_vec()), broken),
-        (Behaviour::BytesThenClose(b"HTTP/1.1 200 OK\r\nContent-".to_vec()), broken),
-        (Behaviour::BytesThenClose(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()), broken),
-        (Behaviour::BytesThenClose(b"\0\xff nothing of HTTP\r\n\r\n".to_vec()), broken),
-        (Behaviour::BytesThenSilence(Vec::new()), stall),
-        (Behaviour::BytesThenSilence(b"HTTP/1.1 200 OK\r\n".to_vec()), stall),
-        (Behaviour::BytesThenSilence(b"HTTP/1.1 102 Processing\r\n\r\n".to_vec()), stall),
-        (Behaviour::SlowBytes(OK.to_vec(), Duration::from_millis(100)), stall),
-    ] {
-        let variance = Variance::start().await;
-        variance.always(behaviour.clone());
-        let service = service(&variance).await;
-        let reply = service.post("/webhook", EVENT).await;
-        assert_eq!((reply.status, reply.counts()), (503, [1, 0, 0, 0, 0, 1]), "{behaviour:?}");
-        assert!(reply.reasons()[0].contains(reason), "{behaviour:?}: {:?}", reply.reasons());
-        variance.always(Behaviour::Status(200));
-        service.outbox.emptied().await;
-        assert_eq!(service.post("/webhook", EVENT).await.status, 200, "{behaviour:?}");
-    }
+/// What is wrong with Variance.
+#[derive(Clone, Debug)]
+enum Trouble {
+    /// What it does with a request.
+    Reply(Behaviour),
+    /// What it does with a connection.
+    Connection(Accepting),
+    /// Nothing listens at its address.
+    Gone,
+    /// The webhook URL begins so, which nothing that Variance does can put right.
+    Url(&'static str, Accepting),
+}
+
+/// An attempt that takes longer than a tenth of a second.
+const STALL: &str = "Variance did not answer in time";
+const BROKEN: &str = "the connection to Variance broke before its answer";
+
+/// Every way for an attempt to end without the head of a reply, and what its sender is told.
+fn troubles() -> Vec<(Trouble, &'static str)> {
+    use Trouble::{Connection, Gone, Reply, Url};
+    const NO_HOST: &str = "http://a-label-of-more-than-63-characters-is-no-name-in-dns-whoever-is-asked.invalid";
+    let endless_head = [b"HTTP/1.1 200 OK\r\nX: ".to_vec(), vec![b'x'; 1 << 20]].concat();
+    vec![
+        (Reply(Behaviour::Reset), BROKEN),
+        (Reply(Behaviour::BytesThenClose(Vec::new())), BROKEN),
+        (Reply(Behaviour::BytesThenClose(b"HTTP/1.1 20".to_vec())), BROKEN),
+        (Reply(Behaviour::BytesThenClose(b"HTTP/1.1 200 OK\r\nContent-".to_vec())), BROKEN),
+        (Reply(Behaviour::BytesThenClose(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec())), BROKEN),
+        (Reply(Behaviour::BytesThenClose(b"\0\xff nothing of HTTP\r\n\r\n".to_vec())), BROKEN),
+        (Reply(Behaviour::BytesThenClose(endless_head)), BROKEN),
+        (Reply(Behaviour::BytesThenSilence(Vec::new())), STALL),
+        (Reply(Behaviour::BytesThenSilence(b"HTTP/1.1 20".to_vec())), STALL),
+        (Reply(Behaviour::BytesThenSilence(b"HTTP/1.1 200 OK\r\n".to_vec())), STALL),
+        (Reply(Behaviour::BytesThenSilence(b"HTTP/1.1 102 Processing\r\n\r\n".repeat(100))), STALL),
+        (Reply(Behaviour::SlowBytes(OK.to_vec(), Duration::from_millis(100))), STALL),
+        (Connection(Accepting::Resetting), BROKEN),
+        (Connection(Accepting::Silently), STALL),
+        (Gone, "no connection to Variance's host"),
+        (Url(NO_HOST, Accepting::Normally), "the name of Variance's host could not be resolved"),
+        (Url("https://127.0.0.1", Accepting::Saying(OK)), "no trusted TLS connection to Variance's host"),
+        (Url("https://127.0.0.1", Accepting::Resetting), "no connection to Variance's host"),
+        (Url("https://127.0.0.1", Accepting::Silently), STALL),
+    ]
 }
 
 #[tokio::test]
-async fn a_connection_that_is_not_served_is_made_again() {
-    for (accepting, reason) in [
-        (Accepting::Resetting, "the connection to Variance broke before its answer"),
-        (Accepting::Silently, "Variance did not answer in time"),
-    ] {
-        let variance = Variance::start().await;
-        variance.accepting(accepting);
-        let service = service(&variance).await;
-        let reply = service.post("/webhook", EVENT).await;
-        assert_eq!(reply.status, 503, "{accepting:?}");
-        assert!(reply.reasons()[0].contains(reason), "{accepting:?}: {:?}", reply.reasons());
-        variance.accepting(Accepting::Normally);
-        service.outbox.emptied().await;
-        assert_eq!(variance.ids(), ["a"], "{accepting:?}");
+async fn an_attempt_without_the_head_of_a_reply_is_made_again() {
+    let mut rows: JoinSet<_> = troubles().into_iter().map(|(trouble, reason)| try_again(trouble, reason)).collect();
+    while let Some(row) = rows.join_next().await {
+        row.unwrap();
     }
+}
+
+async fn try_again(trouble: Trouble, reason: &'static str) {
+    let mut variance = Variance::start().await;
+    let mut webhook_url = variance.url();
+    match trouble.clone() {
+        Trouble::Reply(behaviour) => variance.always(behaviour),
+        Trouble::Connection(accepting) => variance.accepting(accepting),
+        Trouble::Gone => variance.vanish(),
+        Trouble::Url(start, accepting) => {
+            webhook_url = format!("{start}:{}/hooks/posthog", variance.address.port());
+            variance.accepting(accepting);
+        }
+    }
+    let service = Service::start(&variance, |settings| {
+        settings.server.webhook_deadline = Duration::from_millis(300);
+        settings.destination.webhook_url = webhook_url.parse().unwrap();
+        if reason == STALL {
+            settings.destination.attempt_timeout = Duration::from_millis(100);
+        }
+    })
+    .await;
+    loop {
+        let reply = service.post("/webhook", EVENT).await;
+        assert_eq!((reply.status, reply.counts()), (503, [1, 0, 0, 0, 0, 1]), "{trouble:?}");
+        // On a busy machine there may not have been an attempt yet.
+        if reply.reasons() != ["Variance does not have it yet: send it again"] {
+            assert_eq!(reply.reasons(), [format!("Variance does not have it yet ({reason}): send it again")]);
+            break;
+        }
+    }
+    let tried = variance.ids();
+    match &trouble {
+        Trouble::Reply(_) => variance.always(Behaviour::Status(200)),
+        Trouble::Connection(_) => variance.accepting(Accepting::Normally),
+        Trouble::Gone => variance.come_back().await,
+        Trouble::Url(..) => return assert_eq!(service.outbox.snapshot().held_events, 1, "{trouble:?}"),
+    }
+    service.outbox.emptied().await;
+    let reply = service.post("/webhook", EVENT).await;
+    assert_eq!((reply.status, reply.counts()), (200, [1, 1, 0, 0, 0, 0]), "{trouble:?}");
+    assert!(variance.received().len() > tried.len(), "{trouble:?}");
+    assert!(variance.ids().iter().all(|id| id == "a"), "{trouble:?}");
 }
 
 #[tokio::test]

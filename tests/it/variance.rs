@@ -71,6 +71,8 @@ pub enum Accepting {
     Resetting,
     /// Accepts and never reads.
     Silently,
+    /// Writes these bytes to each new connection, whatever it is sent.
+    Saying(&'static [u8]),
 }
 
 type Script = dyn Fn(&Received) -> Behaviour + Send + Sync;
@@ -191,6 +193,12 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
         Accepting::Normally => {}
         Accepting::Resetting => return reset(&stream),
         Accepting::Silently => std::future::pending().await,
+        Accepting::Saying(bytes) => {
+            drop(stream.write_all(bytes).await);
+            // What was not read would make the end a reset, which may overtake the bytes.
+            while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
+            return;
+        }
     }
     let mut buffer = Vec::new();
     while let Some(received) = read_request(&mut stream, &mut buffer).await {
@@ -239,6 +247,10 @@ enum Next {
 
 async fn answer(stream: &mut TcpStream, behaviour: Behaviour) -> Next {
     let written = match behaviour {
+        // These have no body by definition.
+        Behaviour::Status(status @ (204 | 304)) => {
+            stream.write_all(format!("HTTP/1.1 {status} X\r\n\r\n").as_bytes()).await
+        }
         Behaviour::Status(status) => {
             stream.write_all(format!("HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\nok").as_bytes()).await
         }

@@ -189,21 +189,3 @@ async fn try_again(trouble: Trouble, reason: &'static str) {
     assert!(variance.received().len() > tried.len(), "{trouble:?}");
     assert!(variance.ids().iter().all(|id| id == "a"), "{trouble:?}");
 }
-
-#[tokio::test]
-async fn a_pooled_connection_that_variance_closes_is_no_fault() {
-    let variance = Variance::start().await;
-    let idle = Behaviour::ThenCloseIdle(Box::new(Behaviour::Status(200)), Duration::from_millis(1));
-    variance.always(idle);
-    let service = Service::start(&variance, |_| {}).await;
-    for n in 0..200 {
-        let reply = service.post("/webhook", format!(r#"{{"event":"e","uuid":"{n}"}}"#)).await;
-        assert_eq!(reply.status, 200);
-    }
-    assert!(variance.connections() > 1, "no connection was ever closed");
-    assert_eq!(variance.received().len(), 200);
-    for fault in ["status", "timeout", "connect", "broken"] {
-        let attempts = service.metric(&format!(r#"variance_connector_attempts_total{{result="{fault}"}}"#)).await;
-        assert_eq!(attempts, 0.0, "{fault}");
-    }
-}

@@ -61,6 +61,8 @@ pub enum Behaviour {
     After(Duration, Box<Self>),
     /// Answers, and closes the connection when it has been idle for so long.
     ThenCloseIdle(Box<Self>, Duration),
+    /// Answers, and closes the connection when the next request comes, before it reads any of it.
+    ThenCloseUnread(Box<Self>),
 }
 
 /// What the stand-in does with a connection before it reads.
@@ -218,6 +220,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
                     () = sleep(after) => return,
                 }
             }
+            Next::CloseUnread => return drop(stream.readable().await),
         }
     }
 }
@@ -243,6 +246,7 @@ enum Next {
     GoOn,
     Close,
     CloseIdle(Duration),
+    CloseUnread,
 }
 
 async fn answer(stream: &mut TcpStream, behaviour: Behaviour) -> Next {
@@ -299,6 +303,12 @@ async fn answer(stream: &mut TcpStream, behaviour: Behaviour) -> Next {
         Behaviour::ThenCloseIdle(behaviour, after) => {
             return match Box::pin(answer(stream, *behaviour)).await {
                 Next::GoOn => Next::CloseIdle(after),
+                other => other,
+            };
+        }
+        Behaviour::ThenCloseUnread(behaviour) => {
+            return match Box::pin(answer(stream, *behaviour)).await {
+                Next::GoOn => Next::CloseUnread,
                 other => other,
             };
         }

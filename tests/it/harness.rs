@@ -106,8 +106,7 @@ impl Service {
             metrics,
             shutdown.clone(),
         ));
-        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-        Self { address, outbox, client, shutdown, task }
+        Self { address, outbox, client: client(), shutdown, task }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -171,6 +170,12 @@ impl Reply {
         let problems = json["problems"].as_array().expect("every reply has problems, if only none");
         problems.iter().map(|problem| problem["reason"].as_str().unwrap().to_owned()).collect()
     }
+}
+
+/// A client that fails rather than wait for ever.
+pub fn client() -> Client {
+    install_provider();
+    Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
 }
 
 /// The TLS provider that `main` installs.

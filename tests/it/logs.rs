@@ -11,7 +11,7 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{AUTHORIZATION, Reply, install_provider},
+    harness::{AUTHORIZATION, Reply, client},
     variance::{Behaviour, Variance},
 };
 
@@ -38,7 +38,6 @@ impl Program {
     }
 
     fn start_as(mut command: Command, variance: &Variance, variables: &[(&str, &str)]) -> Self {
-        install_provider();
         let mut child = command
             .env_clear()
             .envs([("VARIANCE_WEBHOOK_URL", &*variance.url()), ("VARIANCE_AUTHORIZATION", AUTHORIZATION)])
@@ -63,14 +62,7 @@ impl Program {
             before.push(std::mem::replace(&mut ready, lines.recv_timeout(PATIENCE).unwrap()));
         }
         let address = ready["address"].as_str().unwrap_or_else(|| panic!("no address in {ready}")).to_owned();
-        Self {
-            child,
-            lines,
-            client: Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
-            address,
-            before,
-            ready,
-        }
+        Self { child, lines, client: client(), address, before, ready }
     }
 
     fn request(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,6 +15,7 @@ use tokio::{
 };
 
 use crate::{
+    harness,
     program::{Program, Running},
     variance::{Behaviour, Variance},
 };
@@ -43,7 +43,7 @@ async fn ready(mut running: Running) -> (Running, String) {
 
 /// Senders that post until nobody answers. Returns the events that were acknowledged.
 fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
-    let client = Client::builder().no_proxy().timeout(5 * GRACE).build().unwrap();
+    let client = harness::client();
     let mut senders = JoinSet::new();
     for sender in 0..16 {
         let (client, url) = (client.clone(), format!("http://{address}/webhook"));
@@ -133,7 +133,7 @@ async fn a_second_signal_ends_it_at_once() {
     let variance = Variance::start().await;
     variance.always(Behaviour::BytesThenSilence(Vec::new()));
     let (running, address) = start(&variance).await;
-    let client = Client::builder().no_proxy().timeout(5 * GRACE).build().unwrap();
+    let client = harness::client();
     let body = r#"{"event":"e"}"#;
     let request = tokio::spawn(client.post(format!("http://{address}/webhook")).body(body).send());
     variance.received_at_least(1).await;
@@ -165,7 +165,7 @@ async fn what_is_held_takes_no_more_memory_than_max_held_says() {
         let mut variance = Variance::start().await;
         variance.vanish();
         let (running, address) = ready(serve(&variance).env("CONNECTOR_MAX_HELD", "16MiB").start()).await;
-        let client = Client::builder().no_proxy().timeout(5 * GRACE).build().unwrap();
+        let client = harness::client();
         let url = format!("http://{address}/webhook");
         let post = async |id: usize| {
             let body = json!({"event": "e", "uuid": id.to_string(), "properties": {"x": "x".repeat(size - 200)}});

@@ -76,6 +76,11 @@ impl<'a> Raw<'a> {
         self.0.starts_with('{')
     }
 
+    /// Whether the value is an array.
+    pub fn is_array(self) -> bool {
+        self.0.starts_with('[')
+    }
+
     /// The members of an object in their order, repeated keys included; none if the value is of another type.
     pub fn members(self) -> Vec<(Text<'a>, Self)> {
         let mut members = Vec::new();
@@ -196,13 +201,9 @@ impl<'a> Scanner<'a> {
         &mut self,
         mut member: impl FnMut(&mut Self, Text<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.series([b'{', b'}'], ["an object", "`,` or `}`"], |scanner| {
-            scanner.skip_white_space();
-            let start = scanner.at + 1;
-            match scanner.key() {
-                Ok(Key { end, escaped }) => member(scanner, Text { inside: &scanner.text[start..end], escaped }),
-                Err(Stopped) => Err(scanner.error().into()),
-            }
+        self.series([b'{', b'}'], ["an object", "`,` or `}`"], |scanner| match scanner.key() {
+            Ok(Key { start, end, escaped }) => member(scanner, Text { inside: &scanner.text[start..end], escaped }),
+            Err(Stopped) => Err(scanner.error().into()),
         })
     }
 
@@ -231,12 +232,18 @@ impl<'a> Scanner<'a> {
         }
         loop {
             item(self)?;
-            if self.eat_after_space(close) {
-                return Ok(());
-            }
-            if !self.eat_after_space(b',') {
-                self.expected = separator;
-                return Err(self.error().into());
+            let at = self.after_space(self.at);
+            match self.byte(at) {
+                Some(b',') => self.at = at + 1,
+                Some(byte) if byte == close => {
+                    self.at = at + 1;
+                    return Ok(());
+                }
+                _ => {
+                    self.at = at;
+                    self.expected = separator;
+                    return Err(self.error().into());
+                }
             }
         }
     }
@@ -330,24 +337,28 @@ impl<'a> Scanner<'a> {
         if self.next_byte() != Some(b'"') {
             return self.stop("a key in quotes");
         }
+        let start = self.at + 1;
         let escaped = self.string()?;
         let end = self.at - 1;
-        if !self.eat_after_space(b':') {
+        let colon = self.after_space(end + 1);
+        if self.byte(colon) != Some(b':') {
+            self.at = colon;
             return self.stop("`:`");
         }
-        self.skip_white_space();
-        Ok(Key { end, escaped })
+        self.at = self.after_space(colon + 1);
+        Ok(Key { start, end, escaped })
     }
 
     /// Moves over a string whose opening quote is next. True if there are escapes in it.
     #[inline]
     fn string(&mut self) -> Result<bool, Stopped> {
-        self.at += 1;
-        self.at += plain_prefix(&self.text.as_bytes()[self.at..]);
-        if self.peek() == Some(b'"') {
-            self.at += 1;
+        let inside = self.at + 1;
+        let end = inside + plain_prefix(&self.text.as_bytes()[inside..]);
+        if self.byte(end) == Some(b'"') {
+            self.at = end + 1;
             return Ok(false);
         }
+        self.at = end;
         self.rest_of_string()
     }
 
@@ -446,14 +457,35 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     fn skip_white_space(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-            self.at += 1;
+        self.at = self.after_space(self.at);
+    }
+
+    /// Where the white space that may stand at `at` ends.
+    #[inline]
+    fn after_space(&self, at: usize) -> usize {
+        match self.byte(at) {
+            Some(..=b' ') => self.after_some_space(at),
+            // Machines write none.
+            _ => at,
         }
+    }
+
+    #[cold]
+    fn after_some_space(&self, mut at: usize) -> usize {
+        while matches!(self.byte(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            at += 1;
+        }
+        at
     }
 
     #[inline]
     fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+        self.byte(self.at)
+    }
+
+    #[inline]
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.text.as_bytes().get(at).copied()
     }
 
     #[cold]
@@ -474,6 +506,8 @@ struct Stopped;
 
 /// A key has been moved over, and the colon behind it.
 struct Key {
+    /// Where its first byte stands.
+    start: usize,
     /// Where its closing quote stands.
     end: usize,
     escaped: bool,

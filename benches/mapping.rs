@@ -7,10 +7,7 @@ mod events;
 use std::time::SystemTime;
 
 use divan::{Bencher, counter::ItemsCount};
-use variance_connector::{
-    mapping,
-    posthog::{Body, Event},
-};
+use variance_connector::{mapping, posthog::Body};
 
 fn main() {
     divan::main();
@@ -30,10 +27,10 @@ fn event_of_2_kb(bencher: Bencher<'_, '_>, kind: &str) {
     let settings = mapping::Settings::default();
     let mut scratch = Vec::new();
     bencher.counter(ItemsCount::new(EVENTS)).bench_local(|| {
-        let body = Body::parse(&body).expect("it is one");
-        for element in &body.elements {
-            let event = Event::decode(*element, &body.envelope).expect("it is one");
+        let body = Body::parse(&body, |element| {
+            let event = element.event.expect("it is one");
             drop(divan::black_box(settings.message(&event, SystemTime::UNIX_EPOCH, &mut scratch)));
-        }
+        });
+        body.expect("it is one")
     });
 }

@@ -1,4 +1,4 @@
-//! What PostHog and its SDKs send: bodies of four shapes, cut into elements, each decoded into an [`Event`].
+//! What PostHog and its SDKs send: bodies of four shapes, whose elements are decoded into [`Event`]s in one walk.
 //!
 //! Decoding is lenient where PostHog is (any field may be absent or of another type) and keeps every value as it was
 //! written. Only an element that names no event is [`Invalid`], and it costs its neighbours nothing.
@@ -15,19 +15,31 @@ pub const MAX_ELEMENTS: usize = 10_000;
 /// The most bytes of one element.
 pub const MAX_ELEMENT_BYTES: usize = 4 << 20;
 
+/// The most properties that an element of [`MAX_ELEMENT_BYTES`] has room for, each at least `"":0,`.
+const MAX_PROPERTIES: usize = MAX_ELEMENT_BYTES / 5;
+
 /// The most bytes of an event's `uuid`; a longer one is no identity.
 pub const MAX_UUID_BYTES: usize = 200;
 
 /// The namespace of the identities that are made from an event's bytes.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6d0e_4c0a_9f5b_4b52_8f0c_76a1_0c1e_54c7);
 
-/// A whole body: valid JSON, cut into elements that are not decoded yet.
+/// A whole body: valid JSON, of whose elements a `T` each has been made.
 #[derive(Debug)]
-pub struct Body<'a> {
-    /// The elements in their order, each a webhook destination's body or a bare event (or neither).
-    pub elements: Vec<Raw<'a>>,
+pub struct Body<'a, T> {
+    /// What was made of the elements, in their order.
+    pub elements: Vec<T>,
     /// What surrounds them.
     pub envelope: Envelope<'a>,
+}
+
+/// One element of a body: a webhook destination's body, a bare event, or neither.
+#[derive(Debug)]
+pub struct Element<'a> {
+    /// The element as it was received.
+    pub raw: Raw<'a>,
+    /// What it means.
+    pub event: Result<Event<'a>, Invalid>,
 }
 
 /// What a `{"batch": […]}` says beside its events.
@@ -79,40 +91,49 @@ pub enum Invalid {
     ActionWebhook,
 }
 
-impl<'a> Body<'a> {
-    /// Checks that `text` is JSON from its first byte to its last and cuts it into elements.
+impl<'a, T> Body<'a, T> {
+    /// Walks over `text`, which must be JSON from its first byte to its last, and makes something of each element.
+    ///
+    /// Elements whose envelope names its `sent_at` behind them are made twice, since it belongs to them.
     ///
     /// # Errors
     /// When no element can be told apart: see [`BodyError`].
-    pub fn parse(text: &'a str) -> Result<Self, BodyError> {
+    pub fn parse(text: &'a str, mut make: impl FnMut(Element<'a>) -> T) -> Result<Self, BodyError> {
         let mut scanner = Scanner::new(text);
         let mut elements = Vec::new();
         let mut envelope = Envelope::default();
+        let mut walk = |scanner: &mut Scanner<'a>, elements: &mut Vec<T>, sent_at| {
+            elements.clear();
+            scanner.array(|scanner| {
+                if elements.len() == MAX_ELEMENTS {
+                    return Err(BodyError::TooManyElements);
+                }
+                elements.push(make(Element::scan(scanner, sent_at)?));
+                Ok(())
+            })
+        };
         match scanner.next_byte() {
-            Some(b'[') => scanner.array(|scanner| cut(scanner, &mut elements))?,
+            Some(b'[') => walk(&mut scanner, &mut elements, None)?,
             Some(b'{') => {
-                let mut is_batch = false;
-                let (whole, ()) = scanner.spanned(|scanner| {
-                    scanner.object(|scanner, key| {
-                        match &*key.unescaped() {
-                            b"batch" => {
-                                elements.clear();
-                                is_batch = scanner.next_byte() == Some(b'[');
-                                if is_batch {
-                                    return scanner.array(|scanner| cut(scanner, &mut elements));
-                                }
-                                scanner.value()?;
-                            }
-                            b"api_key" => envelope.api_key = scanner.value()?.non_null(),
-                            b"sent_at" => envelope.sent_at = scanner.value()?.non_null(),
-                            _ => drop(scanner.value()?),
-                        }
-                        Ok::<_, BodyError>(())
-                    })
+                let mut sent_at = None;
+                let (whole, outer) = scanner.spanned(|scanner| {
+                    let mut batch = |scanner: &mut Scanner<'a>, sent_before| {
+                        sent_at = sent_before;
+                        walk(scanner, &mut elements, sent_at)
+                    };
+                    Fields::scan(scanner, Place::Body(&mut batch))
                 })?;
-                if !is_batch {
-                    envelope = Envelope::default();
-                    elements.push(whole);
+                match outer.batch.filter(|batch| batch.is_array()) {
+                    Some(batch) => {
+                        envelope = Envelope { api_key: outer.api_key, sent_at: outer.sent_at };
+                        if envelope.sent_at != sent_at {
+                            walk(&mut Scanner::new(batch.as_str()), &mut elements, envelope.sent_at)?;
+                        }
+                    }
+                    None => {
+                        elements.clear();
+                        elements.push(make(outer.element(whole, None)));
+                    }
                 }
             }
             _ => {
@@ -126,12 +147,14 @@ impl<'a> Body<'a> {
     }
 }
 
-fn cut<'a>(scanner: &mut Scanner<'a>, elements: &mut Vec<Raw<'a>>) -> Result<(), BodyError> {
-    if elements.len() == MAX_ELEMENTS {
-        return Err(BodyError::TooManyElements);
+impl<'a> Element<'a> {
+    fn scan(scanner: &mut Scanner<'a>, sent_at: Option<Raw<'a>>) -> Result<Self, BodyError> {
+        if scanner.next_byte() != Some(b'{') {
+            return Ok(Self { raw: scanner.value()?, event: Err(Invalid::NoObject) });
+        }
+        let (raw, fields) = scanner.spanned(|scanner| Fields::scan(scanner, Place::Element))?;
+        Ok(fields.element(raw, sent_at))
     }
-    elements.push(scanner.value()?);
-    Ok(())
 }
 
 /// One PostHog event. A field that is absent or `null` is nothing.
@@ -190,26 +213,13 @@ pub struct Properties<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// Decodes an element of `body`'s shape: `{"event": {…}, "person": {…}}` or `{"event": "name", …}`.
+    /// Decodes an element that stands by itself: `{"event": {…}, "person": {…}}` or `{"event": "name", …}`.
     ///
     /// # Errors
-    /// When the element does not name an event.
+    /// When it does not name an event.
     pub fn decode(element: Raw<'a>, envelope: &Envelope<'a>) -> Result<Self, Invalid> {
-        if element.as_str().len() > MAX_ELEMENT_BYTES {
-            return Err(Invalid::TooLarge);
-        }
-        if !element.is_object() {
-            return Err(Invalid::NoObject);
-        }
-        let mut scanner = Scanner::new(element.as_str());
-        let mut inner = None;
-        let outer = Fields::scan(&mut scanner, Some(&mut inner)).expect("a raw value has been checked");
-        let Some((raw, inner)) = inner else {
-            return outer.event(element, envelope.sent_at);
-        };
-        let mut event = inner.event(raw, outer.sent_at.or(envelope.sent_at))?;
-        event.person = outer.person.or(event.person);
-        Ok(event)
+        let element = Element::scan(&mut Scanner::new(element.as_str()), envelope.sent_at);
+        element.expect("a raw value has been checked").event
     }
 
     /// Its name as it reads, in bytes: see [`Text::unescaped`].
@@ -232,10 +242,25 @@ pub fn member<'a>(object: Raw<'a>, name: &str) -> Option<Raw<'a>> {
     named.and_then(|(_, value)| value.non_null())
 }
 
-/// The members of an element that mean something, before it is known what the element is.
+/// Walks over an array of elements; it is told the `sent_at` that stands before it.
+type WalkBatch<'a, 'w> = dyn FnMut(&mut Scanner<'a>, Option<Raw<'a>>) -> Result<(), BodyError> + 'w;
+
+/// Where an object stands: that says what can be in it.
+enum Place<'a, 'w> {
+    /// It is the whole body: an array called `batch` holds elements.
+    Body(&'w mut WalkBatch<'a, 'w>),
+    /// It is one of several elements.
+    Element,
+    /// It is the `event` of an element.
+    Event,
+}
+
+/// The members of an object that mean something, before it is known what the object is.
 #[derive(Default)]
 struct Fields<'a> {
     event: Option<Raw<'a>>,
+    /// The event, if `event` is an object, with its text.
+    inner: Option<Box<(Raw<'a>, Self)>>,
     uuid: Option<Raw<'a>>,
     id: Option<Raw<'a>>,
     distinct_id: Option<Raw<'a>>,
@@ -249,27 +274,24 @@ struct Fields<'a> {
     person_properties: Option<Raw<'a>>,
     text: Option<Raw<'a>>,
     batch: Option<Raw<'a>>,
+    api_key: Option<Raw<'a>>,
 }
 
 impl<'a> Fields<'a> {
-    /// Walks over an object once. If its `event` is an object, that goes to `inner` (where there is one) with its text.
-    fn scan(scanner: &mut Scanner<'a>, mut inner: Option<&mut Option<(Raw<'a>, Self)>>) -> Result<Self, SyntaxError> {
+    /// Walks over an object once.
+    fn scan(scanner: &mut Scanner<'a>, mut place: Place<'a, '_>) -> Result<Self, BodyError> {
         let mut fields = Self::default();
         scanner.object(|scanner, key| {
             let field = match &*key.unescaped() {
                 b"event" => {
-                    let is_object = scanner.next_byte() == Some(b'{');
-                    fields.event = match &mut inner {
-                        Some(inner) if is_object => {
-                            **inner = Some(scanner.spanned(|scanner| Self::scan(scanner, None))?);
-                            None
-                        }
-                        Some(inner) => {
-                            **inner = None;
-                            Some(scanner.value()?)
-                        }
-                        None => Some(scanner.value()?),
-                    };
+                    fields.inner = None;
+                    fields.event = None;
+                    if scanner.next_byte() == Some(b'{') && !matches!(place, Place::Event) {
+                        let inner = scanner.spanned(|scanner| Self::scan(scanner, Place::Event))?;
+                        fields.inner = Some(Box::new(inner));
+                    } else {
+                        fields.event = Some(scanner.value()?);
+                    }
                     return Ok(());
                 }
                 b"properties" => {
@@ -277,6 +299,16 @@ impl<'a> Fields<'a> {
                         Some(b'{') => Properties::scan(scanner)?,
                         _ => scanner.value().map(|_| Properties::default())?,
                     };
+                    return Ok(());
+                }
+                b"batch" => {
+                    let batch = match &mut place {
+                        Place::Body(walk) if scanner.next_byte() == Some(b'[') => {
+                            scanner.spanned(|scanner| walk(scanner, fields.sent_at))?.0
+                        }
+                        _ => scanner.value()?,
+                    };
+                    fields.batch = batch.non_null();
                     return Ok(());
                 }
                 b"uuid" => &mut fields.uuid,
@@ -290,13 +322,26 @@ impl<'a> Fields<'a> {
                 b"person" => &mut fields.person,
                 b"person_properties" => &mut fields.person_properties,
                 b"text" => &mut fields.text,
-                b"batch" => &mut fields.batch,
-                _ => return scanner.value().map(drop),
+                b"api_key" => &mut fields.api_key,
+                _ => return scanner.value().map(drop).map_err(BodyError::from),
             };
             *field = scanner.value()?.non_null();
             Ok(())
         })?;
         Ok(fields)
+    }
+
+    fn element(mut self, raw: Raw<'a>, sent_at: Option<Raw<'a>>) -> Element<'a> {
+        let event = match self.inner.take() {
+            _ if raw.as_str().len() > MAX_ELEMENT_BYTES => Err(Invalid::TooLarge),
+            None => self.event(raw, sent_at),
+            Some(inner) => {
+                let (raw, inner) = *inner;
+                let event = inner.event(raw, self.sent_at.or(sent_at));
+                event.map(|event| Event { person: self.person.or(event.person), ..event })
+            }
+        };
+        Element { raw, event }
     }
 
     fn event(self, raw: Raw<'a>, sent_at: Option<Raw<'a>>) -> Result<Event<'a>, Invalid> {
@@ -331,7 +376,8 @@ impl<'a> Properties<'a> {
         scanner.object(|scanner, key| {
             let value = scanner.value()?;
             let name = key.unescaped();
-            if name.first() != Some(&b'$') {
+            // How large the element is shows at its end; until then, what is over this takes no memory.
+            if name.first() != Some(&b'$') && of.own.len() < MAX_PROPERTIES {
                 of.own.push((key, value));
             }
             let field = match &*name {

@@ -18,8 +18,9 @@ use super::{Failed, serve};
 use crate::{
     config::{self, Config, Loaded, Setting},
     destination::Destination,
+    json::Raw,
     mapping,
-    posthog::{Body, Event},
+    posthog::{Envelope, Event},
     service,
     variance::{Call, Message},
 };
@@ -138,8 +139,8 @@ fn test_message(mapping: &mapping::Settings, id: Uuid, now: SystemTime) -> Messa
     });
     let mapping = mapping::Settings { calls: vec![Call::Capture], exclude: Vec::new(), ..mapping.clone() };
     let text = event.to_string();
-    let body = Body::parse(&text).expect("it is an object");
-    let event = Event::decode(body.elements[0], &body.envelope).expect("it has a name");
+    let element = Raw::parse(&text).expect("it is an object");
+    let event = Event::decode(element, &Envelope::default()).expect("it has a name");
     mapping.message(&event, now, &mut Vec::new()).expect("nothing filters it")
 }
 

@@ -29,7 +29,7 @@ use crate::{
     auth,
     destination::{self, Authorization},
     mapping, outbox,
-    posthog::{Body, Event},
+    posthog::Body,
     server, service,
 };
 
@@ -218,9 +218,8 @@ fn show_call(out: &mut impl Write, call: &Call) -> anyhow::Result<String> {
 /// Prints why the other events of a body did not arrive: filtered by the very rule that the service goes by, or named as a
 /// problem in its reply.
 fn show_rest(out: &mut impl Write, text: &str, mapping: &mapping::Settings, reply: &Value) -> anyhow::Result<()> {
-    let body = Body::parse(text).context("the samples are bodies")?;
-    for element in &body.elements {
-        let Ok(event) = Event::decode(*element, &body.envelope) else { continue };
+    let body = Body::parse(text, |element| element.event).context("the samples are bodies")?;
+    for event in body.elements.into_iter().flatten() {
         if let Err(reason) = mapping.message(&event, SystemTime::now(), &mut Vec::new()) {
             writeln!(out, "  ✕ {} was filtered: {reason}", event.name.as_str())?;
         }

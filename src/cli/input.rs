@@ -186,7 +186,7 @@ impl<'r> Reading<'r> {
             let element = Raw::parse(text).expect("it has been checked");
             return self.element(at, element, &Envelope::default());
         }
-        let body = match Body::parse(text) {
+        let body = match Body::parse(text, |element| element.raw) {
             Ok(body) => body,
             Err(_) if self.is_skipped() => return Ok(()),
             Err(error) => {

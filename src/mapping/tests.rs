@@ -26,8 +26,8 @@ fn settings() -> Settings {
 
 /// The only message of a body, as text.
 fn map(settings: &Settings, body: &str) -> Result<String, Filtered> {
-    let body = posthog::Body::parse(body).unwrap();
-    let event = Event::decode(body.elements[0], &body.envelope).unwrap();
+    let mut body = posthog::Body::parse(body, |element| element.event).unwrap();
+    let event = body.elements.remove(0).unwrap();
     let message = settings.message(&event, arrived(), &mut Vec::new())?;
     assert_eq!(message.id(), event.uuid.as_str());
     Ok(String::from_utf8(message.body().to_vec()).unwrap())

@@ -6,8 +6,7 @@ use super::*;
 const UUID: &str = "0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11";
 
 fn events(body: &str) -> Vec<Result<Event<'_>, Invalid>> {
-    let body = Body::parse(body).unwrap();
-    body.elements.iter().map(|&element| Event::decode(element, &body.envelope)).collect()
+    Body::parse(body, |element| element.event).unwrap().elements
 }
 
 fn event(body: &str) -> Event<'_> {
@@ -56,19 +55,19 @@ fn a_body_without_elements_is_fine() {
 #[test]
 fn a_body_that_is_no_container_is_refused_as_a_whole() {
     for body in ["\"text\"", "12", "-0.5e3", "true", "null", " null "] {
-        assert_eq!(Body::parse(body).unwrap_err(), BodyError::NoContainer, "{body}");
+        assert_eq!(Body::parse(body, drop).unwrap_err(), BodyError::NoContainer, "{body}");
     }
     for body in
         ["", " ", "{", "[1,]", "{}{}", "[] x", "null null", "event=a", r#"{"batch":[{"event":"a"}}"#, "\u{feff}{}"]
     {
-        assert!(matches!(Body::parse(body), Err(BodyError::NotJson(_))), "{body}");
+        assert!(matches!(Body::parse(body, drop), Err(BodyError::NotJson(_))), "{body}");
     }
     let json = |count: usize| vec!["1"; count].join(",");
     for body in [format!("[{}]", json(MAX_ELEMENTS)), format!(r#"{{"batch":[{}]}}"#, json(MAX_ELEMENTS))] {
         assert_eq!(events(&body).len(), MAX_ELEMENTS);
     }
     for body in [format!("[{}]", json(MAX_ELEMENTS + 1)), format!(r#"{{"batch":[{}]}}"#, json(MAX_ELEMENTS + 1))] {
-        assert_eq!(Body::parse(&body).unwrap_err(), BodyError::TooManyElements);
+        assert_eq!(Body::parse(&body, drop).unwrap_err(), BodyError::TooManyElements);
     }
 }
 
@@ -84,8 +83,25 @@ fn the_envelope_belongs_to_a_batch() {
         (r#"{"batch":[],"batch":0,"api_key":"k"}"#, None, None),
         (r#"[{"api_key":"k"}]"#, None, None),
     ] {
-        let envelope = Body::parse(body).unwrap().envelope;
+        let envelope = Body::parse(body, drop).unwrap().envelope;
         assert_eq!((text(envelope.api_key), text(envelope.sent_at)), (api_key, sent_at), "{body}");
+    }
+}
+
+#[test]
+fn the_time_of_a_batch_is_that_of_its_events_wherever_it_stands() {
+    for (body, sent_at) in [
+        (r#"{"sent_at":"s","batch":[{"event":"e"}]}"#, Some("\"s\"")),
+        (r#"{"batch":[{"event":"e"}],"sent_at":"s"}"#, Some("\"s\"")),
+        (r#"{"sent_at":"r","batch":[{"event":"e"}],"sent_at":"s"}"#, Some("\"s\"")),
+        (r#"{"sent_at":"r","batch":[{"event":"e"}],"sent_at":null}"#, None),
+        (r#"{"batch":[{"event":"d"},{"event":"d"}],"sent_at":"s","batch":[{"event":"e"}]}"#, Some("\"s\"")),
+        (r#"{"batch":[{"event":{"event":"e"},"sent_at":"outer"}],"sent_at":"s"}"#, Some("\"outer\"")),
+        (r#"{"batch":[{"event":{"event":"e","sent_at":"own"},"sent_at":"outer"}],"sent_at":"s"}"#, Some("\"own\"")),
+        (r#"[{"event":"e"}]"#, None),
+    ] {
+        let event = event(body);
+        assert_eq!((event.name.as_str(), text(event.sent_at)), ("\"e\"", sent_at), "{body}");
     }
 }
 
@@ -313,7 +329,7 @@ fn nesting_may_be_deep() {
     let event = event(&body);
     assert_eq!(event.properties.own[0].1.as_str(), deep);
     assert_eq!(text(event.properties.set), Some(&*objects));
-    assert_eq!(Body::parse(&deep).unwrap().elements.len(), 1);
+    assert_eq!(Body::parse(&deep, drop).unwrap().elements.len(), 1);
 }
 
 proptest! {
@@ -321,11 +337,9 @@ proptest! {
 
     #[test]
     fn no_body_panics(body in r#"([\[\]{},:]|"(event|batch|uuid|properties|person|\$set|sent_at)"|"[a-z\\\\]*"|null|1){0,40}"#) {
-        if let Ok(body) = Body::parse(&body) {
-            for &element in &body.elements {
-                if let Ok(event) = Event::decode(element, &body.envelope) {
-                    prop_assert!(!event.name().is_empty() && event.uuid.as_str().len() <= MAX_UUID_BYTES);
-                }
+        if let Ok(body) = Body::parse(&body, |element| element.event) {
+            for event in body.elements.into_iter().flatten() {
+                prop_assert!(!event.name().is_empty() && event.uuid.as_str().len() <= MAX_UUID_BYTES);
             }
         }
     }

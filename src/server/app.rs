@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     Settings,
     body::{self, Budget, Charge, ReadError},
-    intake::{Intake, Patience},
+    intake::{Intake, Patience, Prepared},
     reply::Reply,
 };
 use crate::{
@@ -67,8 +67,8 @@ struct Received {
     size: usize,
     /// What to answer if the body does not prove its sender either.
     denied: Option<Denied>,
-    /// The bytes stay charged for as long as they are here.
-    _charge: Charge,
+    /// What the bytes are charged to.
+    charge: Charge,
 }
 
 impl App {
@@ -161,24 +161,38 @@ impl App {
                 return reply;
             }
         };
-        let body = std::str::from_utf8(&received.bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
-        let body = match body.map(posthog::Body::parse) {
+        match self.prepare(received, patience.arrived) {
+            Ok((elements, _charge)) => self.intake.forward(&elements, patience).await,
+            Err(reply) => reply,
+        }
+    }
+
+    /// Decodes a body, finds out who sent it if that is not known, and lets it go: what is kept of it is less.
+    fn prepare(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Prepared>, Charge), Reply> {
+        let Received { bytes, size, denied, mut charge } = received;
+        let text = std::str::from_utf8(&bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
+        let mut scratch = Vec::new();
+        let body =
+            text.map(|text| posthog::Body::parse(text, |element| self.intake.prepare(element, arrived, &mut scratch)));
+        let body = match body {
             Ok(Ok(body)) => body,
             // Who may not send is told no more than that.
-            _ if let Some(denied) = received.denied => return self.deny(denied),
+            _ if let Some(denied) = denied => return Err(self.deny(denied)),
             Ok(Err(error @ posthog::BodyError::TooManyElements)) => {
-                return Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string());
+                return Err(Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()));
             }
-            Ok(Err(error)) => return Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
-            Err(reason) => return Reply::error(StatusCode::BAD_REQUEST, reason),
+            Ok(Err(error)) => return Err(Reply::error(StatusCode::BAD_REQUEST, error.to_string())),
+            Err(reason) => return Err(Reply::error(StatusCode::BAD_REQUEST, reason)),
         };
-        if let Some(denied) = received.denied
-            && !body.envelope.api_key.is_some_and(|api_key| self.auth.api_key_is_valid(api_key))
-        {
-            return self.deny(denied);
+        if let Some(denied) = denied {
+            if !body.envelope.api_key.is_some_and(|api_key| self.auth.api_key_is_valid(api_key)) {
+                return Err(self.deny(denied));
+            }
+            charge.leave_last();
         }
-        self.intake.metrics.received(body.elements.len(), received.size);
-        self.intake.forward(&body, patience).await
+        charge.change_to(Prepared::allocated(&body.elements)).map_err(|body::Full| self.read_error(ReadError::Full))?;
+        self.intake.metrics.received(body.elements.len(), size);
+        Ok((body.elements, charge))
     }
 
     /// What can be said of a request before its body is read.
@@ -236,7 +250,7 @@ impl App {
             let unpacked = inflate::inflate(encoding, &bytes, self.max_body, grow);
             bytes = unpacked.map_err(|error| self.inflate_error(error))?.into();
         }
-        Ok(Received { bytes, size, denied, _charge: charge })
+        Ok(Received { bytes, size, denied, charge })
     }
 
     /// The reply to a sender without a right credential.

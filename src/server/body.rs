@@ -67,6 +67,19 @@ impl Charge {
         Ok(())
     }
 
+    /// Takes more or gives some back, so that it is `bytes` in all.
+    ///
+    /// # Errors
+    /// As [`Charge::grow`].
+    pub(super) fn change_to(&mut self, bytes: usize) -> Result<(), Full> {
+        let Some(less) = self.bytes.checked_sub(bytes) else { return self.grow(bytes - self.bytes) };
+        for budget in &self.budgets {
+            budget.used.fetch_sub(less, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
     /// Gives back what is charged to the last budget, and leaves it.
     pub(super) fn leave_last(&mut self) {
         if let Some(budget) = self.budgets.pop() {
@@ -179,6 +192,9 @@ mod tests {
         charge.leave_last();
         assert_eq!((used(&large), used(&small)), (8, 0));
         assert_eq!(charge.grow(92), Ok(()));
+        assert_eq!((charge.change_to(3), used(&large)), (Ok(()), 3));
+        assert_eq!((charge.change_to(101), used(&large)), (Err(Full), 3));
+        assert_eq!((charge.change_to(100), used(&large)), (Ok(()), 100));
         assert_eq!(charge.grow(usize::MAX), Err(Full));
         drop(charge);
         assert_eq!((used(&large), used(&small)), (0, 0));

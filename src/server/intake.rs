@@ -1,4 +1,4 @@
-//! From a decoded body to the account of what became of its events.
+//! From the elements of a body to the account of what became of its events.
 
 use std::{fmt::Display, pin::pin, time::SystemTime};
 
@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::reply::{Reply, Report};
 use crate::{
     json::Raw,
-    mapping,
+    mapping::{self, Filtered},
     metrics::{self, Metrics},
     outbox::{HandOver, Identity, Outbox, Outcome, Ticket},
-    posthog::{Body, Envelope, Event},
+    posthog::{Element, Invalid},
     variance::Message,
 };
 
@@ -48,17 +48,54 @@ pub(super) struct Patience {
     pub deadline: Instant,
 }
 
+/// What is to be done about one element. It no longer needs the body, which takes more memory.
+#[derive(Debug)]
+pub(super) enum Prepared {
+    /// It is to be delivered.
+    Message { message: Message, identity: Identity, has_own_id: bool },
+    /// It is not forwarded.
+    Filtered(Filtered),
+    /// It is no event.
+    Invalid(Invalid),
+}
+
+impl Prepared {
+    /// The memory that these take.
+    pub(super) fn allocated(elements: &Vec<Self>) -> usize {
+        let messages = elements.iter().map(|element| match element {
+            Self::Message { message, .. } => message.allocated(),
+            Self::Filtered(_) | Self::Invalid(_) => 0,
+        });
+        elements.capacity() * size_of::<Self>() + messages.sum::<usize>()
+    }
+}
+
 impl Intake {
+    /// Decides what is to be done about an element. Nothing is taken in by that. `scratch` lends its memory.
+    pub(super) fn prepare(&self, element: Element<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Prepared {
+        let event = match element.event {
+            Ok(event) => event,
+            Err(invalid) => return Prepared::Invalid(invalid),
+        };
+        let message = match self.mapping.message(&event, arrived, scratch) {
+            Ok(message) => message,
+            Err(filtered) => return Prepared::Filtered(filtered),
+        };
+        let distinct_id = event.distinct_id.or(event.properties.distinct_id).map_or("", Raw::as_str);
+        let identity = self.outbox.identity(message.id().as_bytes(), &event.name(), distinct_id.as_bytes());
+        Prepared::Message { message, identity, has_own_id: !event.uuid.is_random() }
+    }
+
     /// Hands the events over in their order and waits for what becomes of them.
-    pub(super) async fn forward(&self, body: &Body<'_>, patience: Patience) -> Reply {
+    pub(super) async fn forward(&self, elements: &[Prepared], patience: Patience) -> Reply {
         let mut request = Request {
             intake: self,
-            body,
+            elements,
             patience,
-            report: Report { received: body.elements.len(), ..Report::default() },
+            report: Report { received: elements.len(), ..Report::default() },
             ticket: self.outbox.ticket(),
-            is_done: vec![false; body.elements.len()],
-            unaccounted: body.elements.len(),
+            is_done: vec![false; elements.len()],
+            unaccounted: elements.len(),
         };
         let was_paused = self.outbox.paused().is_some();
         let taken = request.hand_over_all(!was_paused).await;
@@ -84,9 +121,9 @@ enum Stopped {
 }
 
 /// One request on its way. Dropping it early counts what was not taken in as returned to the sender.
-struct Request<'r, 'b> {
+struct Request<'r> {
     intake: &'r Intake,
-    body: &'r Body<'b>,
+    elements: &'r [Prepared],
     patience: Patience,
     report: Report,
     ticket: Ticket,
@@ -94,10 +131,9 @@ struct Request<'r, 'b> {
     unaccounted: usize,
 }
 
-impl Request<'_, '_> {
+impl Request<'_> {
     async fn hand_over_all(&mut self, may_wait: bool) -> Stopped {
-        let mut scratch = Vec::new();
-        for (index, element) in self.body.elements.iter().enumerate() {
+        for (index, element) in self.elements.iter().enumerate() {
             consume_budget().await;
             self.note_ended();
             while self.ticket.outstanding() >= WINDOW {
@@ -109,27 +145,22 @@ impl Request<'_, '_> {
             if self.intake.draining.is_cancelled() {
                 return Stopped::Time;
             }
-            let event = match Event::decode(*element, &self.body.envelope) {
-                Ok(event) => event,
-                Err(invalid) => {
-                    self.intake.metrics.ended(None, metrics::Outcome::Invalid, 1);
-                    self.invalid(index, &invalid);
-                    continue;
-                }
-            };
-            let message = match self.intake.mapping.message(&event, self.patience.arrived, &mut scratch) {
-                Ok(message) => message,
-                Err(filtered) => {
-                    self.intake.metrics.filtered(filtered);
+            let (message, identity) = match element {
+                Prepared::Message { message, identity, .. } => (message, *identity),
+                Prepared::Filtered(filtered) => {
+                    self.intake.metrics.filtered(*filtered);
                     self.report.filtered += 1;
                     self.account(index);
                     continue;
                 }
+                Prepared::Invalid(invalid) => {
+                    self.intake.metrics.ended(None, metrics::Outcome::Invalid, 1);
+                    self.invalid(index, invalid);
+                    continue;
+                }
             };
-            let distinct_id = event.distinct_id.or(event.properties.distinct_id).map_or("", Raw::as_str);
-            let identity = self.intake.outbox.identity(message.id().as_bytes(), &event.name(), distinct_id.as_bytes());
             let place = u32::try_from(index).expect("a body has a few thousand elements at most");
-            match self.hand_over(place, identity, &message, may_wait).await {
+            match self.hand_over(place, identity, message, may_wait).await {
                 HandOver::UnderWay => self.unaccounted -= 1,
                 HandOver::Ended(outcome) => {
                     self.unaccounted -= 1;
@@ -210,7 +241,11 @@ impl Request<'_, '_> {
 
     fn problem(&mut self, index: usize, reason: &dyn Display) {
         if self.report.has_room() {
-            let uuid = uuid_of(self.body.elements[index], &self.body.envelope);
+            // A random one cannot be told again.
+            let uuid = match &self.elements[index] {
+                Prepared::Message { message, has_own_id: true, .. } => Some(message.id().to_owned()),
+                _ => None,
+            };
             self.report.problem(index, uuid, reason.to_string());
         }
     }
@@ -245,13 +280,8 @@ impl Request<'_, '_> {
     }
 }
 
-impl Drop for Request<'_, '_> {
+impl Drop for Request<'_> {
     fn drop(&mut self) {
         self.intake.metrics.ended(None, metrics::Outcome::Returned, self.unaccounted);
     }
-}
-
-/// The uuid that Variance gets and that the log names; a random one cannot be told again.
-fn uuid_of(element: Raw<'_>, envelope: &Envelope<'_>) -> Option<String> {
-    Event::decode(element, envelope).ok().filter(|event| !event.uuid.is_random()).map(|event| event.uuid.to_string())
 }

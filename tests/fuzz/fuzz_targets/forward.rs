@@ -9,13 +9,13 @@ use serde::de::IgnoredAny;
 use variance_connector::{
     json::Raw,
     mapping::{Format, Settings},
-    posthog::{Body, BodyError, Event, MAX_UUID_BYTES},
+    posthog::{Body, BodyError, MAX_UUID_BYTES},
     variance::Call,
 };
 
 fuzz_target!(|text: &str| {
     let is_json = serde_json::from_str::<IgnoredAny>(text).is_ok();
-    let body = match Body::parse(text) {
+    let body = match Body::parse(text, |element| element.event) {
         Ok(body) => body,
         Err(BodyError::NotJson(_)) => return assert!(!is_json),
         Err(BodyError::NoContainer | BodyError::TooManyElements) => return,
@@ -29,8 +29,7 @@ fuzz_target!(|text: &str| {
         account_group: Some("company".to_owned()),
     };
     let mut scratch = Vec::new();
-    for &element in &body.elements {
-        let Ok(event) = Event::decode(element, &body.envelope) else { continue };
+    for event in body.elements.into_iter().flatten() {
         assert!((1..=MAX_UUID_BYTES).contains(&event.uuid.as_str().len()));
         settings.format = Format::Variance;
         if let Ok(message) = settings.message(&event, SystemTime::UNIX_EPOCH, &mut scratch) {

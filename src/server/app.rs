@@ -33,6 +33,9 @@ use crate::{
 /// The longest that a batch's body may take to arrive.
 const BATCH_BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What is lent to the mapping at first: most messages find room there, and it need not grow.
+const SCRATCH: usize = 4 << 10;
+
 /// What every request can use.
 #[derive(Clone, Debug)]
 pub(super) struct App {
@@ -107,11 +110,12 @@ impl App {
     }
 
     pub(super) fn router(&self) -> Router {
-        let webhook = post(|State(app): State<Self>, request| async move { app.receive(&app.webhook, request).await });
-        let batch = post(|State(app): State<Self>, request| async move { app.receive(&app.batch, request).await });
-        let healthz = get(|State(app): State<Self>| async move { app.health("healthz") });
-        let readyz = get(|State(app): State<Self>| async move { app.health("readyz") });
-        let metrics = get(|State(app): State<Self>| async move { app.metrics() });
+        let webhook =
+            post(|State(app): State<Arc<Self>>, request| async move { app.receive(&app.webhook, request).await });
+        let batch = post(|State(app): State<Arc<Self>>, request| async move { app.receive(&app.batch, request).await });
+        let healthz = get(|State(app): State<Arc<Self>>| async move { app.health("healthz") });
+        let readyz = get(|State(app): State<Arc<Self>>| async move { app.health("readyz") });
+        let metrics = get(|State(app): State<Arc<Self>>| async move { app.metrics() });
         let mut router = Router::new();
         for (path, route) in [
             ("/webhook", webhook),
@@ -123,13 +127,13 @@ impl App {
             router = router.route(path, route.clone()).route(&format!("{path}/"), route);
         }
         router
-            .fallback(|State(app): State<Self>, request: Request| async move {
+            .fallback(|State(app): State<Arc<Self>>, request: Request| async move {
                 app.early(Reply::error(StatusCode::NOT_FOUND, "no such path: events go to /webhook or /batch"), request)
             })
-            .method_not_allowed_fallback(|State(app): State<Self>, request: Request| async move {
+            .method_not_allowed_fallback(|State(app): State<Arc<Self>>, request: Request| async move {
                 app.early(Reply::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path"), request)
             })
-            .with_state(self.clone())
+            .with_state(Arc::new(self.clone()))
     }
 
     async fn receive(&self, route: &Route, request: Request) -> Response {
@@ -171,7 +175,7 @@ impl App {
     fn prepare(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Prepared>, Charge), Reply> {
         let Received { bytes, size, denied, mut charge } = received;
         let text = std::str::from_utf8(&bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
-        let mut scratch = Vec::new();
+        let mut scratch = Vec::with_capacity(bytes.len().min(SCRATCH));
         let body =
             text.map(|text| posthog::Body::parse(text, |element| self.intake.prepare(element, arrived, &mut scratch)));
         let body = match body {

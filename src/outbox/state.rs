@@ -122,7 +122,7 @@ impl State {
         now: Instant,
     ) -> Admission {
         match self.memory.look_up(&identity, now) {
-            Some(Known::Final(code)) => return Admission::Final(Known::outcome(code)),
+            Some(Known::Final(outcome)) => return Admission::Final(outcome),
             Some(Known::UnderWay(key)) => {
                 let entry = &mut self.entries[key as usize];
                 entry.waiters.push(waiter);

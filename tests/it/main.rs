@@ -5,6 +5,7 @@
 
 mod backfill;
 mod bad_input;
+mod bounds;
 mod check;
 mod commands;
 mod conservation;

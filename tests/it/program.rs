@@ -6,6 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::{harness::AUTHORIZATION, variance::Variance};
@@ -31,6 +32,11 @@ impl Program {
         Self { command, input: Vec::new() }
     }
 
+    /// The service in front of the stand-in, on a free port.
+    pub fn serve(variance: &Variance) -> Self {
+        Self::new(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]).to(variance)
+    }
+
     /// With what it needs to post to the stand-in.
     pub fn to(self, variance: &Variance) -> Self {
         self.env("VARIANCE_WEBHOOK_URL", variance.url()).env("VARIANCE_AUTHORIZATION", AUTHORIZATION)
@@ -54,6 +60,18 @@ impl Program {
         // It need not read to the end.
         std::thread::spawn(move || drop(stdin.write_all(&input)));
         Running { child: Some(child) }
+    }
+
+    /// Starts the service and waits until it listens. Returns its address as well.
+    pub async fn ready(self) -> (Running, String) {
+        let mut running = self.start();
+        let mut errors = running.errors();
+        loop {
+            let line: Value = serde_json::from_str(&errors.line("{").await).unwrap();
+            if let Some(address) = line["address"].as_str() {
+                return (running, address.to_owned());
+            }
+        }
     }
 
     /// Runs it to its end, while the stand-in goes on.

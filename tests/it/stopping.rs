@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -24,21 +24,7 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// The program in front of the stand-in, and the address where it listens.
 async fn start(variance: &Variance) -> (Running, String) {
-    ready(serve(variance).env("CONNECTOR_SHUTDOWN_GRACE", "3s").start()).await
-}
-
-fn serve(variance: &Variance) -> Program {
-    Program::new(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]).to(variance)
-}
-
-async fn ready(mut running: Running) -> (Running, String) {
-    let mut errors = running.errors();
-    loop {
-        let line: Value = serde_json::from_str(&errors.line("{").await).unwrap();
-        if let Some(address) = line["address"].as_str().or_else(|| line["fields"]["address"].as_str()) {
-            return (running, address.to_owned());
-        }
-    }
+    Program::serve(variance).env("CONNECTOR_SHUTDOWN_GRACE", "3s").ready().await
 }
 
 /// Senders that post until nobody answers. Returns the events that were acknowledged.
@@ -172,41 +158,4 @@ async fn a_second_signal_ends_it_at_once() {
     signal(&running, "-INT");
     assert_eq!(running.ended().await.code, 1);
     assert!(request.await.unwrap().is_err());
-}
-
-/// Resident memory in bytes, from `/proc`.
-fn resident(running: &Running) -> usize {
-    let id = running.child.as_ref().unwrap().id();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_held_takes_no_more_memory_than_max_held_says() {
-    const MAX_HELD: usize = 16 << 20;
-    for size in [300, 1 << 20] {
-        let mut variance = Variance::start().await;
-        variance.vanish();
-        let (running, address) = ready(serve(&variance).env("CONNECTOR_MAX_HELD", "16MiB").start()).await;
-        let client = harness::client();
-        let url = format!("http://{address}/webhook");
-        let post = async |id: usize| {
-            let body = json!({"event": "e", "uuid": id.to_string(), "properties": {"x": "x".repeat(size - 200)}});
-            client.post(&url).body(body.to_string()).send().await.unwrap().status().as_u16()
-        };
-        // The breaker opens, and everything that serves a request is there.
-        for n in 0..8 {
-            assert_eq!(post(n).await, 503);
-        }
-        let before = resident(&running);
-        let mut n = 8;
-        while post(n).await != 429 {
-            n += 1;
-        }
-        let grown = resident(&running).saturating_sub(before);
-        println!("{n} events of {size} bytes: {grown} bytes more than {before}");
-        assert!(n > MAX_HELD / (2 * size + 2000), "{n}");
-        assert!(grown < MAX_HELD + (4 << 20), "{n} events of {size} bytes take {grown}");
-    }
 }

@@ -1,0 +1,136 @@
+//! The memory that the program takes, against what it says that it does.
+
+use std::{collections::BTreeMap, io::Write as _};
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use crate::{
+    harness,
+    program::{Program, Running},
+    variance::{Accepting, Variance},
+};
+
+/// A figure of the program's memory in bytes, from `/proc`.
+fn memory(running: &Running, figure: &str) -> usize {
+    let id = running.child.as_ref().unwrap().id();
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(figure)).unwrap();
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_takes_no_more_memory_than_max_held_says() {
+    const MAX_HELD: usize = 16 << 20;
+    for (size, at_once) in [(300, 200), (1 << 20, 1)] {
+        let mut variance = Variance::start().await;
+        variance.vanish();
+        let (running, address) = Program::serve(&variance).env("CONNECTOR_MAX_HELD", "16MiB").ready().await;
+        let client = harness::client();
+        let post = async |requests: usize, at_once: usize| {
+            let event = |n| {
+                let id = format!("{requests}-{n}");
+                json!({"event": "e", "uuid": id, "properties": {"x": "x".repeat(size - 200)}})
+            };
+            let body = json!((0..at_once).map(event).collect::<Vec<_>>()).to_string();
+            client.post(format!("http://{address}/webhook")).body(body).send().await.unwrap().status().as_u16()
+        };
+        // The breaker opens, and everything that serves a request is there.
+        let mut requests = 0;
+        while requests < 8 {
+            assert_eq!(post(requests, 1).await, 503);
+            requests += 1;
+        }
+        let before = memory(&running, "VmRSS");
+        while post(requests, at_once).await != 429 {
+            requests += 1;
+        }
+        let grown = memory(&running, "VmRSS").saturating_sub(before);
+        let health = client.get(format!("http://{address}/healthz")).send().await.unwrap().text().await.unwrap();
+        let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+        let held = health["held"]["events"].as_u64().unwrap() as usize;
+        println!("{held} events of {size} bytes: {grown} bytes more than {before}");
+        assert!(held > MAX_HELD / (2 * size + 2000), "{held}");
+        assert!(grown < MAX_HELD + (4 << 20), "{held} events of {size} bytes take {grown}");
+    }
+}
+
+/// A body of which all but the end comes. Returns the status that its sender is told at last.
+async fn post_half(address: &str, path: &str, body: String) -> u16 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("POST /{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // Who is refused may be cut off.
+    drop(stream.write_all(body.as_bytes()).await);
+    let mut reply = [0; 12];
+    stream.read_exact(&mut reply).await.unwrap();
+    std::str::from_utf8(&reply[9..]).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits() {
+    const MAX_HELD: usize = 16 << 20;
+    const MAX_BODY: usize = 4 << 20;
+    let large = |id: String| json!({"event": "e", "uuid": id, "properties": {"x": "x".repeat(1_700_000)}});
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(json!([large("a".to_owned()), large("b".to_owned())]).to_string().as_bytes()).unwrap();
+    let packed = packed.finish().unwrap();
+    let small_events = format!("[{}0]", r#"{"event":"e"},"#.repeat(9_999));
+    let no_events = format!("[{}1]", "1,".repeat(9_999));
+    for (what, count) in [
+        ("half a body", 6),
+        ("large events that wait for room", 8),
+        ("events that take little while they are packed", 8),
+        ("10,000 small events", 40),
+        ("10,000 that are none", 150),
+    ] {
+        let variance = Variance::start().await;
+        variance.accepting(Accepting::Silently);
+        let (running, address) = Program::serve(&variance)
+            .env("CONNECTOR_MAX_HELD", "16MiB")
+            .env("CONNECTOR_MAX_BODY", "4MiB")
+            .env("CONNECTOR_BATCH_DEADLINE", "1s")
+            .env("CONNECTOR_WEBHOOK_DEADLINE", "1s")
+            .ready()
+            .await;
+        let idle = memory(&running, "VmHWM");
+        let client = harness::client();
+        let mut requests = JoinSet::<u16>::new();
+        for n in 0..count {
+            for path in ["webhook", "batch"] {
+                let request = client.post(format!("http://{address}/{path}"));
+                let id = format!("{path} {n}");
+                let request = match what {
+                    "half a body" => {
+                        let (address, body) = (address.clone(), "x".repeat(MAX_BODY - 100));
+                        requests.spawn(async move { post_half(&address, path, body).await });
+                        continue;
+                    }
+                    "large events that wait for room" => {
+                        let events = json!([{"event": "e", "uuid": id}, large(id.clone() + "a"), large(id + "b")]);
+                        request.body(events.to_string())
+                    }
+                    "events that take little while they are packed" => {
+                        request.header("content-encoding", "gzip").body(packed.clone())
+                    }
+                    "10,000 small events" => request.body(small_events.clone()),
+                    _ => request.body(no_events.clone()),
+                };
+                requests.spawn(async move { request.send().await.unwrap().status().as_u16() });
+            }
+        }
+        let mut statuses = BTreeMap::<u16, usize>::new();
+        while let Some(status) = requests.join_next().await {
+            *statuses.entry(status.unwrap()).or_default() += 1;
+        }
+        let most = memory(&running, "VmHWM") - idle;
+        // A quarter is for what the allocator keeps.
+        let limits = (MAX_HELD + 2 * 2 * MAX_BODY + 2 * count * (24 << 10)) * 5 / 4;
+        println!("{what}: {statuses:?}, {most} bytes at the most of {limits}");
+        assert!(most < limits, "{what}: {most} bytes, where {limits} are allowed");
+    }
+}

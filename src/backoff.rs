@@ -79,6 +79,27 @@ mod tests {
             let wait = retry_after(&value, SystemTime::UNIX_EPOCH + Duration::from_secs(now.into()));
             prop_assert!(wait.is_none_or(|wait| !wait.is_zero() && wait <= MAX_RETRY_AFTER));
         }
+
+        #[test]
+        fn whole_seconds_are_read_whatever_surrounds_them(seconds: u64, before in "[ \t]{0,3}0{0,3}", after in "[ \t]{0,3}") {
+            let value = format!("{before}{seconds}{after}");
+            let wait = Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero());
+            prop_assert_eq!(retry_after(value.as_bytes(), SystemTime::now()), wait);
+        }
+
+        #[test]
+        fn a_date_is_as_far_away_as_it_says(now in 1000..200_000_000_000_u64, then in 0..2000_u64) {
+            let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            let value = httpdate::fmt_http_date(at(now - 1000 + then));
+            let away = then.checked_sub(1000).filter(|away| *away > 0);
+            let wait = away.map(|away| Duration::from_secs(away).min(MAX_RETRY_AFTER));
+            prop_assert_eq!(retry_after(value.as_bytes(), at(now)), wait);
+        }
+
+        #[test]
+        fn what_has_more_than_digits_is_no_number(value in "([0-9]{1,5}[-+.a-zA-Z_,: \u{660}-\u{669}]{1,3}|[-+])[0-9]{1,5}") {
+            prop_assert_eq!(retry_after(value.as_bytes(), SystemTime::now()), None);
+        }
     }
 
     #[test]

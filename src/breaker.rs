@@ -22,14 +22,21 @@ pub struct Breaker {
     faults: u32,
     /// Openings since the last answer.
     openings: u32,
+    /// Probes that ever were.
+    probes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Closed,
     Open { until: Instant },
-    Probing,
+    Probing(Probe),
 }
+
+/// The attempt that [`Permit::Probe`] allows. An answer to another may close the breaker while it is under way; what comes
+/// of it then is one fault among others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe(u64);
 
 /// What may be attempted now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +52,7 @@ pub enum Permit {
 impl Breaker {
     /// A closed breaker that stays open for `open_for`, longer each time.
     pub fn new(open_for: Backoff) -> Self {
-        Self { open_for, state: State::Closed, faults: 0, openings: 0 }
+        Self { open_for, state: State::Closed, faults: 0, openings: 0, probes: 0 }
     }
 
     /// What may be attempted at `now`.
@@ -53,7 +60,7 @@ impl Breaker {
         match self.state {
             State::Closed => Permit::All,
             State::Open { until } if until <= now => Permit::Probe,
-            State::Open { .. } | State::Probing => Permit::Nothing,
+            State::Open { .. } | State::Probing(_) => Permit::Nothing,
         }
     }
 
@@ -61,7 +68,7 @@ impl Breaker {
     pub fn opens_until(&self) -> Option<Instant> {
         match self.state {
             State::Open { until } => Some(until),
-            State::Closed | State::Probing => None,
+            State::Closed | State::Probing(_) => None,
         }
     }
 
@@ -71,8 +78,11 @@ impl Breaker {
     }
 
     /// Notes that the attempt that [`Permit::Probe`] allows has begun.
-    pub fn start_probe(&mut self) {
-        self.state = State::Probing;
+    pub fn start_probe(&mut self) -> Probe {
+        self.probes += 1;
+        let probe = Probe(self.probes);
+        self.state = State::Probing(probe);
+        probe
     }
 
     /// Notes that Variance has answered an attempt, with success or with a refusal of that one event.
@@ -80,16 +90,17 @@ impl Breaker {
         (self.state, self.faults, self.openings) = (State::Closed, 0, 0);
     }
 
-    /// Notes an attempt that failed through no fault of its event. `retry_after` is what Variance asked for.
-    pub fn failed(&mut self, was_probe: bool, retry_after: Option<Duration>, now: Instant, rng: &mut Rng) {
+    /// Notes an attempt that failed through no fault of its event, and the probe that it was if it was one. `retry_after` is
+    /// what Variance asked for.
+    pub fn failed(&mut self, probe: Option<Probe>, retry_after: Option<Duration>, now: Instant, rng: &mut Rng) {
         self.faults = self.faults.saturating_add(1);
         let asked = retry_after.map(|wait| now + wait);
         match self.state {
             State::Closed if asked.is_none() && self.faults < FAULTS_TO_OPEN => {}
             // An attempt from before the opening: it may only make the pause longer.
             State::Open { until } => self.state = State::Open { until: asked.map_or(until, |asked| asked.max(until)) },
-            State::Probing if !was_probe => {}
-            State::Closed | State::Probing => {
+            State::Probing(under_way) if probe != Some(under_way) => {}
+            State::Closed | State::Probing(_) => {
                 self.openings = self.openings.saturating_add(1);
                 let until = asked.unwrap_or_else(|| now + self.open_for.equal_jitter(self.openings, rng));
                 self.state = State::Open { until };
@@ -111,7 +122,7 @@ mod tests {
         let mut breaker = Breaker::new(OPEN_FOR);
         for _ in 0..FAULTS_TO_OPEN {
             assert_eq!(breaker.permit(now), Permit::All);
-            breaker.failed(false, None, now, rng);
+            breaker.failed(None, None, now, rng);
         }
         breaker
     }
@@ -121,14 +132,14 @@ mod tests {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
         let mut breaker = Breaker::new(OPEN_FOR);
         for _ in 0..4 {
-            breaker.failed(false, None, now, &mut rng);
+            breaker.failed(None, None, now, &mut rng);
         }
         breaker.answered();
         for _ in 0..4 {
-            breaker.failed(false, None, now, &mut rng);
+            breaker.failed(None, None, now, &mut rng);
         }
         assert_eq!(breaker.permit(now), Permit::All);
-        breaker.failed(false, None, now, &mut rng);
+        breaker.failed(None, None, now, &mut rng);
         assert_eq!(breaker.permit(now), Permit::Nothing);
     }
 
@@ -136,9 +147,9 @@ mod tests {
     fn retry_after_opens_it_at_once_for_that_long() {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
         let mut breaker = Breaker::new(OPEN_FOR);
-        breaker.failed(false, Some(Duration::from_secs(7)), now, &mut rng);
+        breaker.failed(None, Some(Duration::from_secs(7)), now, &mut rng);
         assert_eq!(breaker.opens_until(), Some(now + Duration::from_secs(7)));
-        breaker.failed(false, Some(Duration::from_secs(5)), now, &mut rng);
+        breaker.failed(None, Some(Duration::from_secs(5)), now, &mut rng);
         assert_eq!(breaker.opens_until(), Some(now + Duration::from_secs(7)), "a shorter wait does not shorten it");
     }
 
@@ -152,9 +163,9 @@ mod tests {
             assert!((f64::from(full) / 2.0..=f64::from(full)).contains(&pause), "{pause} of {full} s");
             now = until;
             assert_eq!(breaker.permit(now), Permit::Probe);
-            breaker.start_probe();
+            let probe = breaker.start_probe();
             assert_eq!(breaker.permit(now), Permit::Nothing, "while the probe is under way");
-            breaker.failed(true, None, now, &mut rng);
+            breaker.failed(Some(probe), None, now, &mut rng);
         }
         breaker.answered();
         assert_eq!(breaker.permit(now), Permit::All);
@@ -163,38 +174,95 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
+        /// Against what the documentation says, over any order of answers, faults, probes and waits.
         #[test]
-        fn nothing_is_permitted_before_an_opening_ends(steps in prop::collection::vec((0..4u8, 0..5000u64), 0..200)) {
-            let (start, mut rng) = (Instant::now(), Rng::with_seed(1));
+        fn it_does_what_it_says_whatever_comes(steps in prop::collection::vec(step(), 0..300), seed: u64) {
+            let (mut now, mut rng) = (Instant::now(), Rng::with_seed(seed));
             let mut breaker = Breaker::new(OPEN_FOR);
-            let (mut now, mut probing) = (start, false);
-            for (step, wait) in steps {
-                now += Duration::from_millis(wait);
-                match breaker.permit(now) {
-                    Permit::All => prop_assert!(breaker.is_closed()),
-                    Permit::Probe => prop_assert!(breaker.opens_until().is_some_and(|until| until <= now)),
-                    Permit::Nothing => prop_assert!(probing || breaker.opens_until().is_some_and(|until| until > now)),
-                }
+            let (mut faults, mut openings, mut until, mut probe) = (0, 0, None::<Instant>, None);
+            // Probes that were under way when another attempt closed the breaker.
+            let mut left_behind = Vec::new();
+            for step in steps {
                 match step {
-                    0 => {
+                    Step::Wait(milliseconds) => now += Duration::from_millis(milliseconds),
+                    Step::Answer => {
                         breaker.answered();
-                        probing = false;
-                        prop_assert_eq!(breaker.permit(now), Permit::All);
+                        (faults, openings, until) = (0, 0, None);
+                        left_behind.extend(probe.take());
                     }
-                    1 if breaker.permit(now) == Permit::Probe => {
-                        breaker.start_probe();
-                        probing = true;
+                    Step::Probe => {
+                        if breaker.permit(now) == Permit::Probe {
+                            probe = Some(breaker.start_probe());
+                            until = None;
+                        }
                     }
-                    2 => {
-                        breaker.failed(probing, None, now, &mut rng);
-                        probing = false;
-                    }
-                    _ => {
-                        breaker.failed(false, Some(Duration::from_millis(wait + 1)), now, &mut rng);
-                        prop_assert!(probing || breaker.permit(now) == Permit::Nothing);
+                    Step::Fault { of, retry_after } => {
+                        let attempt = match of {
+                            Of::Probe => probe,
+                            Of::FormerProbe => left_behind.pop(),
+                            Of::Other => None,
+                        };
+                        let was_open = until;
+                        breaker.failed(attempt, retry_after, now, &mut rng);
+                        faults += 1;
+                        let asked = retry_after.map(|wait| now + wait);
+                        if let Some(until) = &mut until {
+                            *until = asked.unwrap_or(*until).max(*until);
+                        } else if probe.is_some() && attempt == probe || probe.is_none() && (faults >= 5 || asked.is_some()) {
+                            openings += 1;
+                            probe = None;
+                            let full = Duration::from_secs(1 << (openings.min(7) - 1)).min(Duration::from_secs(60));
+                            let (least, most) = asked.map_or((now + full / 2, now + full), |asked| (asked, asked));
+                            until = breaker.opens_until();
+                            prop_assert!(until.is_some_and(|until| least <= until && until <= most), "{:?}", until);
+                        }
+                        prop_assert!(was_open <= until);
                     }
                 }
+                let expected = match until {
+                    _ if probe.is_some() => Permit::Nothing,
+                    None => Permit::All,
+                    Some(until) if until <= now => Permit::Probe,
+                    Some(_) => Permit::Nothing,
+                };
+                prop_assert_eq!((breaker.permit(now), breaker.opens_until()), (expected, until));
+                prop_assert_eq!(breaker.is_closed(), expected == Permit::All);
             }
         }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u64),
+        Answer,
+        Probe,
+        Fault { of: Of, retry_after: Option<Duration> },
+    }
+
+    #[derive(Clone, Debug)]
+    enum Of {
+        Probe,
+        FormerProbe,
+        Other,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let of = prop_oneof![2 => Just(Of::Other), 3 => Just(Of::Probe), 1 => Just(Of::FormerProbe)];
+        let retry_after = prop::option::weighted(0.1, (1..100_000_u64).prop_map(Duration::from_millis));
+        prop_oneof![
+            4 => (0..70_000_u64).prop_map(Step::Wait),
+            1 => Just(Step::Answer),
+            4 => Just(Step::Probe),
+            8 => (of, retry_after).prop_map(|(of, retry_after)| Step::Fault { of, retry_after }),
+        ]
+    }
+
+    #[test]
+    fn the_pause_is_jittered_over_its_upper_half() {
+        let now = Instant::now();
+        let pauses =
+            (0..1000).map(|seed| (opened(now, &mut Rng::with_seed(seed)).opens_until().unwrap() - now).as_millis());
+        let (least, most) = pauses.fold((u128::MAX, 0), |(least, most), pause| (least.min(pause), most.max(pause)));
+        assert!((500..510).contains(&least) && (990..=1000).contains(&most), "{least} to {most} ms");
     }
 }

@@ -18,7 +18,7 @@ use super::{
     ticket::{Progress, Turn, Waiter},
 };
 use crate::{
-    breaker::{Breaker, Permit},
+    breaker::{Breaker, Permit, Probe},
     destination::Verdict,
     variance::Message,
 };
@@ -82,7 +82,7 @@ pub(super) enum Admission {
 pub(super) struct Job {
     pub(super) entry: u32,
     pub(super) message: Message,
-    is_probe: bool,
+    probe: Option<Probe>,
 }
 
 /// An event that has ended, with those who wait for it.
@@ -160,24 +160,23 @@ impl State {
 
     /// The next attempt that may be made now, if there is one.
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
-        let (key, is_probe) = match self.breaker.permit(now) {
+        let (key, probe) = match self.breaker.permit(now) {
             Permit::Nothing => return None,
             Permit::All => loop {
                 let turn = self.ready.pop_front()?;
                 let entry = self.entries.get(turn.entry as usize);
                 if entry.is_some_and(|entry| entry.turn == turn.number && !entry.in_flight) {
-                    break (turn.entry, false);
+                    break (turn.entry, None);
                 }
             },
             Permit::Probe => {
                 let key = self.choose_probe()?;
-                self.breaker.start_probe();
-                (key, true)
+                (key, Some(self.breaker.start_probe()))
             }
         };
         let entry = &mut self.entries[key as usize];
         entry.in_flight = true;
-        Some(Job { entry: key, message: entry.message.clone(), is_probe })
+        Some(Job { entry: key, message: entry.message.clone(), probe })
     }
 
     /// Whether another attempt could be made at once.
@@ -210,11 +209,11 @@ impl State {
             Verdict::Refused(status) => Outcome::Refused(Refusal::Status(status)),
             Verdict::Failed { fault, retry_after } => {
                 entry.failures = entry.failures.saturating_add(1);
-                if job.is_probe {
+                if job.probe.is_some() {
                     self.failed_probe = Some(entry.arrival);
                 }
                 let was_closed = self.breaker.is_closed();
-                self.breaker.failed(job.is_probe, retry_after, now, &mut self.rng);
+                self.breaker.failed(job.probe, retry_after, now, &mut self.rng);
                 self.health.failed(fault, !self.breaker.is_closed(), was_closed);
                 if now.duration_since(entry.arrived) >= self.settings.retry_for {
                     return Some(self.give_up(job.entry, now));

@@ -353,3 +353,6 @@ pub(super) fn cost(message: &Message) -> usize {
 fn is_alive(entries: &Slab<Entry>, turn: Turn) -> bool {
     entries.get(turn.entry as usize).is_some_and(|entry| entry.arrival == turn.number)
 }
+
+#[cfg(test)]
+mod tests;

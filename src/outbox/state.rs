@@ -298,6 +298,8 @@ impl State {
             if is_alive(&self.entries, *turn) {
                 let waiters = &mut self.entries[turn.entry as usize].waiters;
                 waiters.retain(|waiter| !Arc::ptr_eq(&waiter.progress, progress));
+                // There may have been a great many, and the cost of an entry has room for one.
+                waiters.shrink_to(2 * waiters.len());
             }
         }
     }

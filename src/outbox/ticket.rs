@@ -93,6 +93,9 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.outstanding > 0 {
+            // A request may hold the same event many times, and so may others: each entry is looked through once.
+            self.attached.sort_unstable();
+            self.attached.dedup();
             self.outbox.detach(&self.attached, &self.progress);
         }
     }

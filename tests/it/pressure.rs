@@ -90,3 +90,26 @@ async fn one_event_that_always_fails_holds_up_none_of_a_thousand_good_ones() {
         assert_eq!(service.metric("variance_connector_held_events").await, 1.0);
     }
 }
+
+#[tokio::test]
+async fn many_who_wait_for_the_same_event_do_not_hold_each_other_up_when_they_give_up() {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::BytesThenSilence(Vec::new()));
+    let service = Service::start(&variance, |settings| {
+        settings.server.webhook_deadline = Duration::from_secs(1);
+    })
+    .await;
+    let same = json!(vec![event("same"); 300]).to_string();
+    let start = Instant::now();
+    let mut requests = JoinSet::new();
+    for _ in 0..400 {
+        requests.spawn(Reply::of(service.client.post(service.url("/webhook")).body(same.clone())));
+    }
+    while let Some(reply) = requests.join_next().await {
+        assert_eq!(reply.unwrap().status, 503);
+    }
+    let time = start.elapsed();
+    println!("the last of 400 replies came after {time:?}");
+    assert!(time < Duration::from_secs(20), "{time:?}");
+    assert_eq!(service.metric("variance_connector_held_events").await, 1.0);
+}

@@ -1,0 +1,101 @@
+"""Runs the program in front of a stand-in for Variance, lets each SDK send, and compares what arrives.
+
+Usage: check.py PROGRAM NAME=COMMAND…. Each command is given the connector's URL and the project key.
+"""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+TOKEN = "a-token-for-the-senders"
+AUTHORIZATION = "Bearer a-credential-for-variance"
+SECONDS = 60
+
+# What must arrive of each sender, whatever else stands in the messages.
+EXPECTED = {
+    "track": {"event": "plan upgraded", "userId": "user_1", "properties": {"plan": "team", "note": "caf\u00e9 \U0001f680"}},
+    "identify": {"userId": "user_1", "traits": {"email": "ada@example.com"}},
+    "alias": {"userId": "user_1", "previousId": "anon_1"},
+    "page": {
+        "userId": "user_1",
+        "properties": {"url": "https://example.com/?ref=nav", "search": "?ref=nav"},
+    },
+}
+ALWAYS = {"messageId", "timestamp", "sentAt", "type", "context"}
+
+
+class Variance(http.server.BaseHTTPRequestHandler):
+    """The stand-in: takes every message and keeps it."""
+
+    protocol_version = "HTTP/1.1"
+    received = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append((self.headers["Authorization"], json.loads(body)))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def start(program, variance):
+    environment = {
+        "PATH": os.environ["PATH"],
+        "VARIANCE_WEBHOOK_URL": variance,
+        "VARIANCE_AUTHORIZATION": AUTHORIZATION,
+        "CONNECTOR_TOKEN": TOKEN,
+        "CONNECTOR_LISTEN": "127.0.0.1:0",
+        "CONNECTOR_LOG_FORMAT": "json",
+    }
+    connector = subprocess.Popen([program], env=environment, stderr=subprocess.PIPE, text=True)
+    for line in connector.stderr:
+        if address := json.loads(line).get("address"):
+            threading.Thread(target=connector.stderr.read, daemon=True).start()
+            return connector, f"http://{address}"
+    raise SystemExit("the connector did not start")
+
+
+def send(command, url, key):
+    return subprocess.run([*command.split(" "), url, key], capture_output=True, text=True, timeout=SECONDS)
+
+
+def check(name, command, url):
+    Variance.received.clear()
+    wrong = send(command, url, "a-wrong-key-for-the-senders")
+    assert wrong.returncode != 0, f"{name} took a refusal for success"
+    assert not Variance.received, f"{name} got in with a wrong key: {Variance.received}"
+
+    sent = send(command, url, TOKEN)
+    assert sent.returncode == 0, f"{name}: {sent.stderr}"
+    assert {authorization for authorization, _ in Variance.received} == {AUTHORIZATION}
+    messages = {message["type"]: message for _, message in Variance.received}
+    assert len(Variance.received) == len(messages) == len(EXPECTED), f"{name}: {Variance.received}"
+    for kind, expected in EXPECTED.items():
+        message = messages[kind]
+        assert ALWAYS <= message.keys(), f"{name}, {kind}: {message}"
+        got = {key: message.get(key) for key in expected}
+        assert got == expected, f"{name}, {kind}: {got} in place of {expected}"
+    print(f"ok       {name}: all four calls, and none with a wrong key")
+
+
+def main():
+    program, *senders = sys.argv[1:]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Variance)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    connector, url = start(program, f"http://127.0.0.1:{server.server_port}/hooks/posthog")
+    try:
+        for sender in senders:
+            name, command = sender.split("=", 1)
+            check(name, command, url)
+    finally:
+        connector.terminate()
+        connector.wait(timeout=SECONDS)
+
+
+main()

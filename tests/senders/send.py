@@ -1,0 +1,16 @@
+"""The four calls through posthog-python. Usage: send.py HOST KEY. Fails if the SDK reports an error."""
+
+import sys
+
+from posthog import Posthog
+
+errors = []
+host, key = sys.argv[1:]
+# No retries: a wrong key would only take longer.
+posthog = Posthog(key, host=host, gzip=True, max_retries=0, on_error=lambda error, batch: errors.append(error))
+posthog.capture("plan upgraded", distinct_id="user_1", properties={"plan": "team", "note": "caf\u00e9 \U0001f680"})
+posthog.set(distinct_id="user_1", properties={"email": "ada@example.com"})
+posthog.alias("anon_1", "user_1")
+posthog.capture("$pageview", distinct_id="user_1", properties={"$current_url": "https://example.com/?ref=nav"})
+posthog.shutdown()
+sys.exit(f"the SDK reports: {errors}" if errors else 0)

@@ -1,7 +1,12 @@
 //! The circuit breaker: whether Variance may be asked at all.
 //!
-//! Five faults in a row open it, whatever their kind; so does one answer that says when to come back. While it is open
-//! there are no attempts. Then one probe decides: an answer closes it, a fault opens it again for longer.
+//! * **Variance is left alone when it fails.** Five of its faults in a row, or one 429 or 503 that says when to come
+//!   back (`Retry-After`, at most five minutes), pause all attempts. New requests are then told 503 at once, and up to
+//!   256 events of each are held all the same. When the pause is over one event tries: an answer ends it, a fault
+//!   begins a longer one, of up to a minute.
+//!
+//! An answer is one that takes or refuses the event; what comes of attempts that were under way when the pause began counts
+//! as well.
 
 use std::time::Duration;
 

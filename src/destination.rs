@@ -1,4 +1,9 @@
 //! Variance's webhook: one attempt at a time, and whose fault it is when it fails.
+//!
+//! * **Whose fault it is.** 400, 409, 413, 422 and the other 4xx that are not named next are the event's fault: it is
+//!   refused, and the rest goes on. 401, 403, 404, 405, 407, 408, 410, 425, 429, every 3xx and 5xx, time-outs and
+//!   broken connections are Variance's: the event is kept and tried again, with growing pauses. A 2xx is success once
+//!   its head is complete.
 
 use std::{
     error::Error as _,

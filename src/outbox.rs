@@ -1,11 +1,36 @@
 //! One attempt per identity; what could not be delivered is held and tried again.
 //!
-//! An event is acknowledged only when Variance has it. Nothing is written to disk.
+//! > An event is acknowledged only when Variance has it. Nothing is written to disk.
+//!
+//! * **At least once, while anybody still asks.** A 2xx reply means that every event of the request was accepted by
+//!   Variance, filtered out on purpose, or refused for good: by Variance, or as no event. The reply names the first
+//!   twenty that were refused, the log every one that Variance refused, and the metrics count all.
+//! * **An outage does not lose what PostHog gives up on.** PostHog tries a webhook three times in about six seconds and
+//!   then drops the event. The connector answers 503 when Variance does not have an event in time, which is the truth,
+//!   but keeps the event in memory and goes on trying for `delivery.retry_for` (an hour). A re-send of the same event
+//!   joins the attempt under way instead of starting a second one.
+//! * **Effectively once, for as long as the process lives.** A final outcome (accepted or refused) is remembered for an
+//!   hour, for up to 200,000 events (8 MiB); a re-send is answered from memory without a second POST. Two events are
+//!   the same when their `uuid`, name and `distinct_id` are.
+//! * **No hostage.** An event that Variance always fails on delays nobody else. When its hour is over it is *refused*
+//!   if others were accepted meanwhile, and *abandoned* if none was.
+//! * **Bounded.** Memory, sockets, time and the volume of the log have limits that hold under hostile load. Memory is
+//!   the sum of `delivery.max_held`, four times `server.max_body` for bodies being read, and 80 MiB for connections,
+//!   remembered outcomes and the program itself, and a quarter of that sum for what the allocator keeps: 512 MiB at the
+//!   defaults.
+//!
+//! Its limits:
+//!
+//! * What only the connector's memory holds is lost when the process is killed: events that PostHog has given up on and
+//!   that Variance did not have yet.
+//! * Variance may get an event twice when it took one but its answer was lost on the way. Replicas share no memory, nor
+//!   does a process with the one before it, so a re-send that reaches another is posted again too. Both carry the same
+//!   `messageId`.
+//! * What Variance does not take within `delivery.retry_for` is given up, and named in the log.
+//! * When `delivery.max_held` is full during an outage, further events are told 429 or 503 and stay PostHog's.
 //!
 //! An event that was handed over leaves in one of three ways: Variance has it, Variance will not have it, or its time is
-//! over. Nobody who waits for it can change that: a request that ends early only stops waiting. A re-send of what is
-//! under way joins it, and one of what has ended is answered from memory. All of this is bounded: in memory by
-//! `max_held`, bookkeeping included, in time by `retry_for`, on the wire by `concurrency`.
+//! over. Nobody who waits for it can change that: a request that ends early only stops waiting.
 //!
 //! It is not a task or a timer for each event, but `concurrency` workers, which take what is ready, and one pacer, which
 //! sleeps until something is due.

@@ -1,4 +1,7 @@
 //! When to stop: the signals of a terminal and of those who run containers.
+//!
+//! * A stop by signal first delivers what it can within `delivery.shutdown_grace`, and names in the log what it could
+//!   not. A second signal ends the process at once.
 
 use std::{io, process};
 

@@ -21,6 +21,7 @@ mod pool;
 mod pressure;
 mod preview;
 mod program;
+mod promise;
 mod retry_after;
 mod rotation;
 mod stopping;

@@ -231,6 +231,7 @@ impl World {
         );
         match expected {
             Some(outcome) => {
+                assert!(self.state.breaker.is_closed(), "Variance has answered");
                 self.failed_last_probe = None;
                 if outcome == Outcome::Delivered {
                     self.last_delivered = Some(now);

@@ -52,6 +52,7 @@ struct Exercised {
     openings: f64,
     sent_again: u64,
     lost_replies: usize,
+    duplicates: usize,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,6 +70,7 @@ async fn nothing_is_lost_invented_or_sent_twice_while_faults_come_and_go() {
             all.openings += run.openings;
             all.sent_again += run.sent_again;
             all.lost_replies += run.lost_replies;
+            all.duplicates += run.duplicates;
         }
         println!("seeds {first} to {}: {all:?}", first + SEEDS - 1);
         assert!(all.faults > 100.0 && all.joined > 10.0 && all.openings > 10.0 && all.sent_again > 10, "{all:?}");
@@ -125,7 +127,7 @@ async fn run(seed: u64) -> Exercised {
     // On a busy machine a reply that was written can be late, which is as good as lost.
     let timeouts = service.metric(r#"variance_connector_attempts_total{result="timeout"}"#).await as usize;
     let late_replies = timeouts.saturating_sub(ledger.silences.load(Ordering::SeqCst));
-    let lost_replies = ledger.check(&sent, &unanswered, late_replies, seed);
+    let (lost_replies, duplicates) = ledger.check(&sent, &unanswered, late_replies, seed);
     timeout(Duration::from_secs(20), sums_agree(&service)).await.expect("at rest the sums agree");
     // What was taken in has arrived, whether or not its sender was told so.
     let ended = ledger.entries.lock().unwrap().len() as f64;
@@ -141,7 +143,7 @@ async fn run(seed: u64) -> Exercised {
     }
     let joined = service.metric("variance_connector_joined_events_total").await;
     let openings = service.metric("variance_connector_breaker_openings_total").await;
-    Exercised { faults, joined, openings, sent_again, lost_replies }
+    Exercised { faults, joined, openings, sent_again, lost_replies, duplicates }
 }
 
 /// An identity; every twentieth is of an event that the stand-in refuses.
@@ -191,8 +193,9 @@ impl Ledger {
     }
 
     /// Every event ended once, as it had to, but for a duplicate at most for each reply that came too late: the requests
-    /// whose reply the stand-in lost do not count as ends. Returns how many replies were lost.
-    fn check(&self, sent: &[String], unanswered: &HashSet<String>, late_replies: usize, seed: u64) -> usize {
+    /// whose reply the stand-in lost do not count as ends. Returns how many replies were lost, and how many duplicates
+    /// there were.
+    fn check(&self, sent: &[String], unanswered: &HashSet<String>, late_replies: usize, seed: u64) -> (usize, usize) {
         let entries = self.entries.lock().unwrap();
         assert!(entries.keys().all(|id| sent.contains(id)), "seed {seed}: invented");
         for id in sent {
@@ -206,7 +209,7 @@ impl Ledger {
         }
         let duplicates: usize = entries.values().map(|entry| entry.ends.len() - 1).sum();
         assert!(duplicates <= late_replies, "seed {seed}: {duplicates} duplicates, but {late_replies} late replies");
-        entries.values().map(|entry| entry.lost_replies).sum()
+        (entries.values().map(|entry| entry.lost_replies).sum(), duplicates)
     }
 
     fn has_ended(&self, id: &str) -> bool {

@@ -40,7 +40,7 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const REPLY_LIMIT: (usize, Duration) = (16 << 10, Duration::from_secs(1));
 
 /// Where messages go, and how long one attempt may take.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// The webhook URL, without user and password.
     pub webhook_url: Url,
@@ -50,6 +50,19 @@ pub struct Settings {
     pub attempt_timeout: Duration,
     /// Whether `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are heeded.
     pub use_proxy: bool,
+}
+
+impl fmt::Debug for Settings {
+    /// Shows the URL's host alone: its path and query may be as good as a credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { webhook_url, authorization, attempt_timeout, use_proxy } = self;
+        f.debug_struct("Settings")
+            .field("host", &webhook_url.host_str())
+            .field("authorization", authorization)
+            .field("attempt_timeout", attempt_timeout)
+            .field("use_proxy", use_proxy)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What came of one attempt.

@@ -36,8 +36,8 @@ pub(super) enum Kind {
 pub(super) enum Shown {
     /// All of it.
     Plainly,
-    /// A URL: not its user and password.
-    WithoutUser,
+    /// A URL: not its user, its password or its query.
+    Url,
     /// Its length and its end.
     Masked,
 }
@@ -50,7 +50,7 @@ pub const KEYS: &[Key] = &[
         default: None,
         doc: "Where events go: the URL from Variance > Integrations > PostHog. Required.",
         kind: Kind::Text,
-        shown: Shown::WithoutUser,
+        shown: Shown::Url,
     },
     Key {
         name: "variance.authorization",

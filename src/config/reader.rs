@@ -177,7 +177,7 @@ impl Reader {
         let name = key.name;
         self.problem(match key.shown {
             Shown::Plainly => format!("{name} ({origin}) is {text:?}, but must be {right}"),
-            Shown::WithoutUser | Shown::Masked => format!("{name} ({origin}) must be {right}"),
+            Shown::Url | Shown::Masked => format!("{name} ({origin}) must be {right}"),
         })
     }
 
@@ -202,7 +202,7 @@ fn shown(key: &Key, text: &str) -> String {
     match key.shown {
         Shown::Plainly => text.to_owned(),
         Shown::Masked => values::masked(text),
-        Shown::WithoutUser => values::without_user(text),
+        Shown::Url => values::url_without_secrets(text),
     }
 }
 

@@ -137,13 +137,14 @@ pub(super) fn log_level(text: &str) -> Result<telemetry::Directives, String> {
     text.parse().map_err(str::to_owned)
 }
 
-/// A webhook URL without its user and password.
-pub(super) fn without_user(text: &str) -> String {
-    let url = webhook_url(text).map(|mut url| {
-        remove_user(&mut url);
-        url.to_string()
-    });
-    url.unwrap_or_default()
+/// A webhook URL without what may be a credential: its user, its password, and what stands in its query.
+pub(super) fn url_without_secrets(text: &str) -> String {
+    let Ok(mut url) = webhook_url(text) else { return String::new() };
+    remove_user(&mut url);
+    let query = if url.query().is_some() { "?[hidden]" } else { "" };
+    url.set_query(None);
+    url.set_fragment(None);
+    format!("{url}{query}")
 }
 
 /// A credential's length, and its end if it is long enough to spare it.

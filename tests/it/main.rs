@@ -14,6 +14,7 @@ mod forwarding;
 mod harness;
 mod health;
 mod holding;
+mod leaks;
 mod logs;
 mod metrics;
 mod parity;

@@ -102,6 +102,12 @@ impl Running {
         Errors(receiver)
     }
 
+    /// Sends it a signal, such as `-TERM`.
+    pub fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
     pub async fn ended(mut self) -> Ended {
         let child = self.child.take().unwrap();
         let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
@@ -115,6 +121,11 @@ impl Running {
 }
 
 impl Errors {
+    /// The next line; none once it has ended.
+    pub async fn next(&mut self) -> Option<String> {
+        self.0.recv().await
+    }
+
     /// Waits for a line that begins so.
     pub async fn line(&mut self, start: &str) -> String {
         let mut before = Vec::new();

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashSet,
-    process::Command,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -47,11 +46,6 @@ fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
         });
     }
     senders
-}
-
-fn signal(running: &Running, signal: &str) {
-    let id = running.child.as_ref().unwrap().id().to_string();
-    assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
 }
 
 /// What a stand-in has made of the events that it read.
@@ -105,7 +99,7 @@ async fn terminated_under_load_it_finishes_what_it_has_and_ends_in_its_grace() {
         let mut senders = load(&address, &acknowledged);
         variance.received_at_least(20 + 30 * round).await;
         let start = Instant::now();
-        signal(&running, "-TERM");
+        running.signal("-TERM");
         let mut reply = String::new();
         half_body.read_to_string(&mut reply).await.unwrap();
         assert!(reply.starts_with("HTTP/1.1 503 "), "{reply}");
@@ -147,7 +141,7 @@ async fn a_second_signal_ends_it_at_once() {
     let body = r#"{"event":"e"}"#;
     let request = tokio::spawn(client.post(format!("http://{address}/webhook")).body(body).send());
     variance.received_at_least(1).await;
-    signal(&running, "-TERM");
+    running.signal("-TERM");
     let refused = loop {
         let reply = client.post(format!("http://{address}/webhook")).body("[]").send().await.unwrap();
         if reply.status() == 503 {
@@ -155,7 +149,7 @@ async fn a_second_signal_ends_it_at_once() {
         }
     };
     assert_eq!(refused.headers()["connection"], "close");
-    signal(&running, "-INT");
+    running.signal("-INT");
     assert_eq!(running.ended().await.code, 1);
     assert!(request.await.unwrap().is_err());
 }

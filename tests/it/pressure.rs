@@ -113,3 +113,14 @@ async fn many_who_wait_for_the_same_event_do_not_hold_each_other_up_when_they_gi
     assert!(time < Duration::from_secs(20), "{time:?}");
     assert_eq!(service.metric("variance_connector_held_events").await, 1.0);
 }
+
+#[tokio::test]
+async fn a_batch_of_more_than_there_is_room_for_goes_on_as_room_comes() {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::After(Duration::from_millis(1), Box::new(Behaviour::Status(200))));
+    let service = Service::start(&variance, |settings| settings.outbox.max_held = 20_000).await;
+    let events: Vec<_> = (0..500).map(event).collect();
+    let reply = service.post("/batch", json!(events).to_string()).await;
+    assert_eq!((reply.status, reply.counts()), (200, [500, 500, 0, 0, 0, 0]));
+    assert!(variance.max_in_flight() < 30, "{} events of over 640 bytes had room", variance.max_in_flight());
+}

@@ -36,6 +36,10 @@ const BATCH_BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// What is lent to the mapping at first: most messages find room there, and it need not grow.
 const SCRATCH: usize = 4 << 10;
 
+/// The least memory for the bodies of a route. What is made of a body can take more than the body, and if that had no
+/// room even by itself, it never would.
+const MIN_BODIES: usize = 8 << 20;
+
 /// What every request can use.
 #[derive(Clone, Debug)]
 pub(super) struct App {
@@ -78,19 +82,20 @@ impl App {
     /// The application with its routes, whose bodies have their budgets.
     pub(super) fn new(settings: &Settings, auth: Auth, intake: Intake) -> Self {
         let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace: _ } = *settings;
+        let bodies = (2 * max_body).max(MIN_BODIES);
         Self {
             webhook: Route {
                 name: "webhook",
                 deadline: webhook_deadline,
                 body_timeout: webhook_deadline,
-                budget: Budget::new(2 * max_body),
+                budget: Budget::new(bodies),
                 takes_api_key: false,
             },
             batch: Route {
                 name: "batch",
                 deadline: batch_deadline,
                 body_timeout: batch_deadline.min(BATCH_BODY_TIMEOUT),
-                budget: Budget::new(2 * max_body),
+                budget: Budget::new(bodies),
                 takes_api_key: true,
             },
             max_body,

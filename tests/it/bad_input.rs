@@ -136,6 +136,16 @@ async fn limits_are_told_before_anything_is_taken_in() {
     assert!(variance.received().is_empty());
 }
 
+#[tokio::test]
+async fn a_body_within_its_limit_has_room_however_small_that_is() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |settings| settings.server.max_body = 14_000).await;
+    // What is made of such events takes many times their own bytes.
+    let body = format!("[{}0]", r#"{"event":"e"},"#.repeat(999));
+    let reply = service.post("/batch", body).await;
+    assert_eq!((reply.status, reply.counts()), (200, [1000, 999, 0, 0, 1, 0]));
+}
+
 /// A body of unknown length, which is sent in chunks.
 fn chunked(text: &str) -> reqwest::Body {
     let pieces: Vec<_> = text.as_bytes().chunks(64 << 10).map(Bytes::copy_from_slice).collect();

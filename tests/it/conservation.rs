@@ -122,7 +122,7 @@ async fn run(seed: u64) -> Exercised {
         sent_again += count;
         unanswered.extend(ids);
     }
-    timeout(Duration::from_secs(60), service.outbox.emptied()).await.expect("what is held leaves in fair weather");
+    service.emptied().await;
 
     // On a busy machine a reply that was written can be late, which is as good as lost.
     let timeouts = service.metric(r#"variance_connector_attempts_total{result="timeout"}"#).await as usize;

@@ -183,7 +183,7 @@ async fn try_again(trouble: Trouble, reason: &'static str) {
         Trouble::Gone => variance.come_back().await,
         Trouble::Url(..) => return assert_eq!(service.outbox.snapshot().held_events, 1, "{trouble:?}"),
     }
-    service.outbox.emptied().await;
+    service.emptied().await;
     let reply = service.post("/webhook", EVENT).await;
     assert_eq!((reply.status, reply.counts()), (200, [1, 1, 0, 0, 0, 0]), "{trouble:?}");
     assert!(variance.received().len() > tried.len(), "{trouble:?}");

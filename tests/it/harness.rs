@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use axum::http::HeaderValue;
 use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use variance_connector::{
     auth::{self, Auth},
@@ -20,7 +20,7 @@ use variance_connector::{
 
 use crate::variance::Variance;
 
-/// How long a test waits for a reply before it fails instead of hanging for ever: longer than any that is to be waited for.
+/// How long a test waits for something before it fails instead of hanging for ever: longer than any that is to be waited for.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const AUTHORIZATION: &str = "Bearer variance-credential";
@@ -126,6 +126,11 @@ impl Service {
         let text = self.get("/metrics").await.text;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until nothing is held.
+    pub async fn emptied(&self) {
+        timeout(PATIENCE, self.outbox.emptied()).await.expect("what is held leaves");
     }
 
     /// Asks the service to stop, as SIGTERM does.

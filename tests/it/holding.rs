@@ -68,7 +68,7 @@ async fn an_event_without_an_answer_by_the_deadline_is_held_and_delivered_later(
     assert_eq!(service.get("/healthz").await.json()["held"]["events"], 1);
 
     variance.always(Behaviour::Status(200));
-    service.outbox.emptied().await;
+    service.emptied().await;
     let posts = variance.received().len();
     assert_eq!(service.post("/webhook", event("a")).await.counts(), [1, 1, 0, 0, 0, 0]);
     assert_eq!(variance.received().len(), posts, "it was delivered once");
@@ -85,7 +85,7 @@ async fn a_sender_that_hangs_up_changes_nothing() {
     sender.abort();
     assert!(sender.await.unwrap_err().is_cancelled());
     variance.always(Behaviour::Status(200));
-    service.outbox.emptied().await;
+    service.emptied().await;
     assert_eq!(events_total(&service, "capture", "delivered").await, 1.0);
 }
 
@@ -105,7 +105,7 @@ async fn everything_sent_during_an_outage_arrives_once_when_it_is_over() {
     assert_eq!(service.get("/readyz").await.status, 200, "an outage does not make the service unready");
     assert_eq!(service.get("/readyz").await.json()["destination"]["state"], "paused");
     variance.come_back().await;
-    service.outbox.emptied().await;
+    service.emptied().await;
     let mut ids: Vec<u32> = variance.ids().iter().map(|id| id.parse().unwrap()).collect();
     ids.sort_unstable();
     assert_eq!(ids, Vec::from_iter(0..50));
@@ -128,7 +128,7 @@ async fn what_nobody_could_be_told_in_its_time_is_abandoned() {
     variance.always(Behaviour::Status(500));
     let service = forgetful(&variance).await;
     assert_eq!(service.post("/webhook", event("a")).await.status, 503);
-    service.outbox.emptied().await;
+    service.emptied().await;
     assert_eq!(events_total(&service, "capture", "abandoned").await, 1.0);
     variance.always(Behaviour::Status(200));
     while service.post("/webhook", event("a")).await.status != 200 {}

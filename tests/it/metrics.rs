@@ -164,7 +164,7 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     assert_eq!(post(&service, "/webhook", json!(many).to_string()).await.status, 503);
     assert_eq!(post(&service, "/webhook", event("too late").to_string()).await.status, 429);
     seen.look(&service).await;
-    timeout(PATIENCE, service.outbox.emptied()).await.expect("all of them end");
+    service.emptied().await;
     sums_agree(&service).await;
     seen.look(&service).await;
 

@@ -16,8 +16,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
+
+use crate::harness::PATIENCE;
 
 /// A request as the stand-in has read it.
 #[derive(Clone, Debug)]
@@ -161,7 +163,9 @@ impl Variance {
 
     /// Waits until so many requests have been read in all.
     pub async fn received_at_least(&self, count: usize) {
-        self.shared.count.subscribe().wait_for(|received| *received >= count).await.unwrap();
+        let mut received = self.shared.count.subscribe();
+        let enough = timeout(PATIENCE, received.wait_for(|received| *received >= count)).await;
+        enough.unwrap_or_else(|_| panic!("{} of {count} requests came", self.received().len())).unwrap();
     }
 
     pub fn max_in_flight(&self) -> usize {

@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "nothing can be reached from outside of a test")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod access;
 mod backfill;
 mod bad_input;
 mod bounds;

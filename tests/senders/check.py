@@ -62,7 +62,10 @@ def start(program, variance):
 
 
 def send(command, url, key):
-    return subprocess.run([*command.split(" "), url, key], capture_output=True, text=True, timeout=SECONDS)
+    # What others have set must not lead the SDKs elsewhere.
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    arguments = [*command.split(" "), url, key]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=SECONDS)
 
 
 def check(name, command, url):

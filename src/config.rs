@@ -222,6 +222,7 @@ fn server(
         batch_deadline: batch_deadline?,
         max_body: max_body?,
         shutdown_grace: shutdown_grace?,
+        head_timeout: server::HEAD_TIMEOUT,
     };
     for (name, deadline, end) in [
         ("server.webhook_deadline", settings.webhook_deadline, WEBHOOK_SENDER_GIVES_UP),

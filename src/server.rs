@@ -46,7 +46,13 @@ pub struct Settings {
     pub max_body: usize,
     /// How long a stopping server may take to finish what it has.
     pub shutdown_grace: Duration,
+    /// How long a sender may take for the head of a request, and leave a connection idle. Not a setting of users: tests
+    /// make it shorter.
+    pub head_timeout: Duration,
 }
+
+/// More than the 10 s for which PostHog keeps an idle connection (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Default for Settings {
     /// Deadlines below PostHog's own, on an address that only this machine reaches.
@@ -57,6 +63,7 @@ impl Default for Settings {
             batch_deadline: Duration::from_secs(240),
             max_body: 64 << 20,
             shutdown_grace: Duration::from_secs(8),
+            head_timeout: HEAD_TIMEOUT,
         }
     }
 }
@@ -93,7 +100,7 @@ pub async fn serve(
         hurry: hurry.clone(),
     };
     let app = App::new(&settings, auth, intake);
-    let connections = Connections::new();
+    let connections = Connections::new(settings.head_timeout);
     let accepting = connections.accept(listener, app.router(), metrics);
     let ending = async {
         shutdown.cancelled().await;

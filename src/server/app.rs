@@ -81,7 +81,7 @@ struct Received {
 impl App {
     /// The application with its routes, whose bodies have their budgets.
     pub(super) fn new(settings: &Settings, auth: Auth, intake: Intake) -> Self {
-        let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace: _ } = *settings;
+        let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace: _, head_timeout: _ } = *settings;
         let bodies = (2 * max_body).max(MIN_BODIES);
         Self {
             webhook: Route {

@@ -19,10 +19,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{metrics::Metrics, repeated::Repeated};
 
-/// How long a sender may take for the head of a request; also how long a connection may be idle, which must be more than
-/// the 10 s for which PostHog keeps one (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
 pub const MAX_CONNECTIONS: usize = 2048;
 
@@ -35,14 +31,15 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All connections of a server.
 pub(super) struct Connections {
+    head_timeout: Duration,
     tracker: TaskTracker,
     ending: CancellationToken,
 }
 
 impl Connections {
     /// None yet.
-    pub(super) fn new() -> Self {
-        Self { tracker: TaskTracker::new(), ending: CancellationToken::new() }
+    pub(super) fn new(head_timeout: Duration) -> Self {
+        Self { head_timeout, tracker: TaskTracker::new(), ending: CancellationToken::new() }
     }
 
     /// Accepts connections and serves each in a task of its own, for ever.
@@ -63,9 +60,10 @@ impl Connections {
                 }
             };
             let (router, ending, metrics) = (router.clone(), self.ending.clone(), metrics.clone());
+            let head_timeout = self.head_timeout;
             self.tracker.spawn(async move {
                 metrics.connections().inc();
-                connection(stream, router, ending).await;
+                connection(stream, router, head_timeout, ending).await;
                 metrics.connections().dec();
                 drop(permit);
             });
@@ -80,7 +78,7 @@ impl Connections {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, ending: CancellationToken) {
+async fn connection(stream: TcpStream, router: Router, head_timeout: Duration, ending: CancellationToken) {
     let socket = socket2::SockRef::from(&stream);
     let options = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)));
     if let Err(error) = options {
@@ -88,7 +86,7 @@ async fn connection(stream: TcpStream, router: Router, ending: CancellationToken
         return;
     }
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_BUFFER);
+    http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_BUFFER);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
     let result = tokio::select! {
         result = connection.as_mut() => result,

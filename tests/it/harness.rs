@@ -64,6 +64,7 @@ impl Service {
                 batch_deadline: Duration::from_secs(60),
                 max_body: 64 << 20,
                 shutdown_grace: Duration::from_secs(8),
+                head_timeout: server::HEAD_TIMEOUT,
             },
             auth: auth::Settings::default(),
             mapping: mapping::Settings {

@@ -14,7 +14,11 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{Instant, sleep_until},
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -40,6 +44,12 @@ const SCRATCH: usize = 4 << 10;
 /// room even by itself, it never would.
 const MIN_BODIES: usize = 8 << 20;
 
+/// How large a body is prepared while all others wait: a fraction of a millisecond.
+const LARGE: usize = 256 << 10;
+
+/// The same for one that is packed, which can become a thousand times as large.
+const LARGE_PACKED: usize = 4 << 10;
+
 /// What every request can use.
 #[derive(Clone, Debug)]
 pub(super) struct App {
@@ -49,6 +59,8 @@ pub(super) struct App {
     auth: Arc<Auth>,
     /// For all bodies together that are read to find out who sent them.
     unproven: Budget,
+    /// For the one large body that is being prepared: what is made of it is charged only when it is whole.
+    aside: Arc<Semaphore>,
     refusals: Repeated,
     intake: Intake,
     /// Requests in flight.
@@ -67,21 +79,29 @@ struct Route {
     takes_api_key: bool,
 }
 
-/// A body, unpacked.
+/// A body as it came in.
 struct Received {
     bytes: Bytes,
-    /// How many bytes came in.
-    size: usize,
+    encoding: Option<Encoding>,
     /// What to answer if the body does not prove its sender either.
     denied: Option<Denied>,
     /// What the bytes are charged to.
     charge: Charge,
 }
 
+impl Received {
+    /// Whether others would notice that they wait until it is prepared.
+    fn is_large(&self) -> bool {
+        let limit = if self.encoding.is_some() { LARGE_PACKED } else { LARGE };
+        self.bytes.len() > limit
+    }
+}
+
 impl App {
     /// The application with its routes, whose bodies have their budgets.
     pub(super) fn new(settings: &Settings, auth: Auth, intake: Intake) -> Self {
-        let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace: _, head_timeout: _ } = *settings;
+        let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace: _, head_timeout: _ } =
+            *settings;
         let bodies = (2 * max_body).max(MIN_BODIES);
         Self {
             webhook: Route {
@@ -101,6 +121,7 @@ impl App {
             max_body,
             auth: Arc::new(auth),
             unproven: Budget::new(max_body),
+            aside: Arc::new(Semaphore::new(1)),
             refusals: Repeated::default(),
             intake,
             requests: TaskTracker::new(),
@@ -170,15 +191,44 @@ impl App {
                 return reply;
             }
         };
-        match self.prepare(received, patience.arrived) {
+        let prepared = match received.is_large() {
+            true => self.prepare_aside(received, patience).await,
+            false => self.prepare(received, patience.arrived),
+        };
+        match prepared {
             Ok((elements, _charge)) => self.intake.forward(&elements, patience).await,
             Err(reply) => reply,
         }
     }
 
-    /// Decodes a body, finds out who sent it if that is not known, and lets it go: what is kept of it is less.
+    /// Prepares a body in a thread of its own, one at a time.
+    async fn prepare_aside(&self, received: Received, patience: Patience) -> Result<(Vec<Prepared>, Charge), Reply> {
+        let thread = tokio::select! {
+            thread = Arc::clone(&self.aside).acquire_owned() => thread.expect("it is never closed"),
+            () = sleep_until(patience.deadline) => {
+                let reason = "the connector is busy with other bodies of this size: send it again";
+                return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, reason));
+            }
+            () = self.intake.draining.cancelled() => return Err(Reply::draining()),
+        };
+        let app = self.clone();
+        let prepared = spawn_blocking(move || {
+            let prepared = app.prepare(received, patience.arrived);
+            drop(thread);
+            prepared
+        });
+        prepared.await.expect("it does not panic, and nobody ends it")
+    }
+
+    /// Unpacks and decodes a body, finds out who sent it if that is not known, and lets it go: what is kept of it is less.
     fn prepare(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Prepared>, Charge), Reply> {
-        let Received { bytes, size, denied, mut charge } = received;
+        let Received { mut bytes, encoding, denied, mut charge } = received;
+        let size = bytes.len();
+        if let Some(encoding) = encoding {
+            let grow = |more| charge.grow(more).map_err(|body::Full| inflate::Full);
+            let unpacked = inflate::inflate(encoding, &bytes, self.max_body, grow);
+            bytes = unpacked.map_err(|error| self.inflate_error(error))?.into();
+        }
         let text = std::str::from_utf8(&bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
         let mut scratch = Vec::with_capacity(bytes.len().min(SCRATCH));
         let body =
@@ -220,7 +270,7 @@ impl App {
         Ok(verdict)
     }
 
-    /// Reads and unpacks a body within the budgets for one of its sender.
+    /// Reads a body within the budgets for one of its sender.
     async fn read(
         &self,
         route: &Route,
@@ -236,11 +286,10 @@ impl App {
             Verdict::Proven | Verdict::Denied(_) => vec![route.budget.clone()],
         });
         let read = body::read(body, self.max_body, &mut charge, start + route.body_timeout);
-        let mut bytes = tokio::select! {
+        let bytes = tokio::select! {
             read = read => read.map_err(|error| self.read_error(error))?,
             () = self.intake.draining.cancelled() => return Err(Reply::draining()),
         };
-        let size = bytes.len();
         let denied = match verdict {
             Verdict::Unproven { signature, api_key, otherwise } => {
                 if signature && self.auth.signature_is_valid(headers, &bytes) {
@@ -254,12 +303,7 @@ impl App {
             }
             Verdict::Proven | Verdict::Denied(_) => None,
         };
-        if let Some(encoding) = encoding {
-            let grow = |more| charge.grow(more).map_err(|body::Full| inflate::Full);
-            let unpacked = inflate::inflate(encoding, &bytes, self.max_body, grow);
-            bytes = unpacked.map_err(|error| self.inflate_error(error))?.into();
-        }
-        Ok(Received { bytes, size, denied, charge })
+        Ok(Received { bytes, encoding, denied, charge })
     }
 
     /// The reply to a sender without a right credential.

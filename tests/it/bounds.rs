@@ -11,17 +11,9 @@ use tokio::{
 
 use crate::{
     harness,
-    program::{Program, Running},
+    program::Program,
     variance::{Accepting, Variance},
 };
-
-/// A figure of the program's memory in bytes, from `/proc`.
-fn memory(running: &Running, figure: &str) -> usize {
-    let id = running.child.as_ref().unwrap().id();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(figure)).unwrap();
-    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_held_takes_no_more_memory_than_max_held_says() {
@@ -45,11 +37,11 @@ async fn what_is_held_takes_no_more_memory_than_max_held_says() {
             assert_eq!(post(requests, 1).await, 503);
             requests += 1;
         }
-        let before = memory(&running, "VmRSS");
+        let before = running.memory("VmRSS");
         while post(requests, at_once).await != 429 {
             requests += 1;
         }
-        let grown = memory(&running, "VmRSS").saturating_sub(before);
+        let grown = running.memory("VmRSS").saturating_sub(before);
         let health = client.get(format!("http://{address}/healthz")).send().await.unwrap().text().await.unwrap();
         let health: serde_json::Value = serde_json::from_str(&health).unwrap();
         let held = health["held"]["events"].as_u64().unwrap() as usize;
@@ -97,7 +89,7 @@ async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits(
             .env("CONNECTOR_WEBHOOK_DEADLINE", "1s")
             .ready()
             .await;
-        let idle = memory(&running, "VmHWM");
+        let idle = running.memory("VmHWM");
         let client = harness::client();
         let mut requests = JoinSet::<u16>::new();
         for n in 0..count {
@@ -127,7 +119,7 @@ async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits(
         while let Some(status) = requests.join_next().await {
             *statuses.entry(status.unwrap()).or_default() += 1;
         }
-        let most = memory(&running, "VmHWM") - idle;
+        let most = running.memory("VmHWM") - idle;
         // A quarter is for what the allocator keeps.
         let limits = (MAX_HELD + 2 * 2 * MAX_BODY + 2 * count * (24 << 10)) * 5 / 4;
         println!("{what}: {statuses:?}, {most} bytes at the most of {limits}");

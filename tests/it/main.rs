@@ -16,6 +16,7 @@ mod harness;
 mod health;
 mod holding;
 mod leaks;
+mod limits;
 mod logs;
 mod metrics;
 mod parity;

@@ -1,0 +1,250 @@
+//! What hostile senders meet: limits, told where that helps, that cost nobody else anything.
+
+use std::{io::Write as _, time::Duration};
+
+use flate2::{
+    Compression,
+    write::{GzEncoder, ZlibEncoder},
+};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    harness::{PATIENCE, Reply, Service, client},
+    program::Program,
+    variance::{Accepting, Variance},
+};
+
+const TOKEN: &str = "a-token-of-the-tests";
+const MAX_BODY: usize = 1 << 20;
+
+fn event(id: &str) -> String {
+    json!({"event": "e", "uuid": id, "distinct_id": "d"}).to_string()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = GzEncoder::new(Vec::new(), Compression::best());
+    packer.write_all(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = ZlibEncoder::new(Vec::new(), Compression::best());
+    packer.write_all(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+/// A service whose bodies may have a mebibyte, and which asks for a token.
+async fn guarded(variance: &Variance) -> Service {
+    Service::start(variance, |settings| {
+        settings.server.max_body = MAX_BODY;
+        settings.auth.tokens = vec![TOKEN.parse().unwrap()];
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_packed_body_is_held_to_the_limits_of_what_is_in_it() {
+    let variance = Variance::start().await;
+    let service = guarded(&variance).await;
+    type Pack = fn(&[u8]) -> Vec<u8>;
+    for (encoding, pack) in [("gzip", gzip as Pack), ("deflate", deflate)] {
+        let spaces = |len: usize| pack(&[b" ".repeat(len), event(encoding).into_bytes()].concat());
+        let fits = spaces(MAX_BODY - event(encoding).len());
+        let whole = pack(event("cut").as_bytes());
+        for (what, body, status) in [
+            ("as much as may be, a thousandth of it packed", fits, 200),
+            ("a byte more", spaces(MAX_BODY - event(encoding).len() + 1), 413),
+            ("a bomb", pack(&vec![b'0'; 300 * MAX_BODY]), 413),
+            ("a bomb of one string", pack(&[b"[\"", &*vec![b'x'; 300 * MAX_BODY], b"\"]"].concat()), 413),
+            ("cut", whole[..whole.len() - 1].to_vec(), 400),
+            ("cut to nothing", Vec::new(), 400),
+            ("rubbish", b"[{\"event\":\"e\"}]".to_vec(), 400),
+            ("rubbish behind a good start", [&whole[..whole.len() / 2], &[0xff; 100]].concat(), 400),
+            ("packed twice", pack(&pack(event("twice").as_bytes())), 400),
+        ] {
+            for path in ["/webhook", "/batch"] {
+                let request = service.client.post(service.url(path)).bearer_auth(TOKEN);
+                let reply = Reply::of(request.header("content-encoding", encoding).body(body.clone())).await;
+                assert_eq!(reply.status, status, "{encoding}, {what}: {}", reply.text);
+                assert_eq!(reply.reasons().len(), usize::from(status != 200), "{encoding}, {what}");
+            }
+        }
+    }
+    let layers = service.client.post(service.url("/webhook")).bearer_auth(TOKEN);
+    let layers = layers.header("content-encoding", "gzip, gzip").body(gzip(&gzip(event("layers").as_bytes())));
+    assert_eq!(Reply::of(layers).await.status, 415);
+    assert_eq!(variance.ids(), ["gzip", "deflate"]);
+}
+
+#[tokio::test]
+async fn an_early_reply_reaches_a_sender_that_writes_on() {
+    let variance = Variance::start().await;
+    let service = guarded(&variance).await;
+    let token = format!("Authorization: Bearer {TOKEN}\r\n");
+    // More than all buffers on the way hold.
+    const LENGTH: usize = 16 << 20;
+    for (status, path, headers) in [
+        (401, "/webhook", String::new()),
+        (413, "/webhook", token.clone()),
+        (413, "/batch", String::new()),
+        (415, "/batch", format!("{token}Content-Type: image/png\r\n")),
+        (415, "/webhook", format!("{token}Content-Encoding: br\r\n")),
+        (404, "/capture", token.clone()),
+        (405, "/metrics", token.clone()),
+    ] {
+        let mut stream = TcpStream::connect(service.address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {LENGTH}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; LENGTH]).await.expect("all of it is taken");
+        let mut reply = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut reply)).await.unwrap().unwrap();
+        assert_eq!(String::from_utf8_lossy(&reply), format!("HTTP/1.1 {status}"));
+    }
+    assert_eq!(variance.received().len(), 0);
+}
+
+/// Sends a head that announces a body, and half of that. What the sender is told comes later.
+async fn half_sent(service: &Service, path: &str, headers: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(service.address).await.unwrap();
+    let length = body.len() + 1;
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    stream
+}
+
+/// Asks until the answer is this one: what was sent before may not have been read yet.
+async fn until(status: u16, ask: impl AsyncFn() -> Reply) -> Reply {
+    let asked = async {
+        loop {
+            let reply = ask().await;
+            if reply.status == status {
+                return reply;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("no reply is {status}"))
+}
+
+#[tokio::test]
+async fn bodies_that_are_being_read_have_a_budget_and_those_of_strangers_a_smaller_one() {
+    const MAX_BODY: usize = 8 << 20;
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |settings| {
+        settings.server.max_body = MAX_BODY;
+        settings.auth.tokens = vec![TOKEN.parse().unwrap()];
+    })
+    .await;
+    let token = format!("Authorization: Bearer {TOKEN}\r\n");
+    let most = " ".repeat(MAX_BODY - 1000);
+    let own = |id: &'static str| format!(r#"{{"batch":[{}],"api_key":"{TOKEN}"{}}}"#, event(id), " ".repeat(2000));
+    let batch = |id| service.post("/batch", own(id));
+
+    // One stranger may take what there is for strangers, and another is told so.
+    let stranger = half_sent(&service, "/batch", "", &most).await;
+    let full = until(429, || batch("a stranger, as far as one knows")).await;
+    assert_eq!(
+        (full.reasons()[0].as_str(), full.counts()),
+        ("the connector is reading as many bodies as it can", [0; 6])
+    );
+    assert!(full.headers.contains_key("retry-after"));
+    let known = async |path: &str, id: &str| {
+        let body = event(id) + &" ".repeat(2000);
+        Reply::of(service.client.post(service.url(path)).bearer_auth(TOKEN).body(body)).await
+    };
+    assert_eq!(known("/batch", "known").await.status, 200);
+
+    // Those that are known have twice as much on each route.
+    let second = half_sent(&service, "/batch", &token, &most).await;
+    until(429, || known("/batch", "known, too late")).await;
+    assert_eq!(known("/webhook", "other route").await.status, 200);
+    drop((stranger, second));
+    until(200, || batch("after all")).await;
+
+    // A stranger who turns out to be none makes room for others, though it waits.
+    variance.accepting(Accepting::Silently);
+    let waits =
+        format!(r#"{{"batch":[{}],"api_key":"{TOKEN}","x":"{}"}}"#, event("waits"), "x".repeat(MAX_BODY - 1000));
+    let waiting = tokio::spawn(Reply::of(service.client.post(service.url("/batch")).body(waits)));
+    until(401, || service.post("/batch", format!(r#"{{"batch":[],"api_key":"wrong"}}{}"#, " ".repeat(2000)))).await;
+    waiting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_senders_are_let_go_of_in_time_and_keep_nobody_waiting() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |settings| {
+        settings.auth.tokens = vec![TOKEN.parse().unwrap()];
+        settings.server.head_timeout = Duration::from_secs(2);
+        settings.server.webhook_deadline = Duration::from_secs(2);
+        settings.server.batch_deadline = Duration::from_secs(2);
+    })
+    .await;
+    let address = service.address;
+    let mut slow = JoinSet::new();
+    for n in 0..1_000 {
+        slow.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let head = "POST /webhook HTTP/1.1\r\nHost: x\r\nX-Padding: ";
+            stream.write_all(&head.as_bytes()[..head.len() - n % 30]).await.unwrap();
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        });
+    }
+    for n in 0..200 {
+        slow.spawn(async move {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let (mut reading, mut writing) = stream.into_split();
+            let path = if n % 2 == 0 { "/webhook" } else { "/batch" };
+            let token = if n % 3 == 0 { "" } else { "Authorization: Bearer a-token-of-the-tests\r\n" };
+            let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{token}Content-Length: 1000\r\n\r\n");
+            writing.write_all(head.as_bytes()).await.unwrap();
+            let drip = async {
+                while writing.write_all(b" ").await.is_ok() {
+                    sleep(Duration::from_millis(100)).await
+                }
+            };
+            let mut reply = Vec::new();
+            tokio::select! {
+                () = drip => {}
+                _ = reading.read_to_end(&mut reply) => {}
+            }
+        });
+    }
+    let mut answered = 0;
+    // Each ends when its connection does.
+    while !slow.is_empty() {
+        let reply = service.client.post(service.url("/webhook")).bearer_auth(TOKEN).body(event(&answered.to_string()));
+        assert_eq!(Reply::of(reply).await.status, 200);
+        answered += 1;
+        while slow.try_join_next().is_some_and(|ended| ended.is_ok()) {}
+    }
+    assert!(answered > 10, "{answered}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_half_sent_heads_take_no_more_memory_than_connections_may() {
+    let variance = Variance::start().await;
+    let program = Program::serve(&variance).env("CONNECTOR_MAX_BODY", "4MiB").env("CONNECTOR_MAX_HELD", "16MiB");
+    let (running, address) = program.ready().await;
+    let mut streams = Vec::new();
+    for _ in 0..1_000 {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(format!("POST /webhook HTTP/1.1\r\nX: {}", "x".repeat(15_000)).as_bytes()).await.unwrap();
+        streams.push(stream);
+    }
+    for _ in 0..10 {
+        let reply = Reply::of(client().post(format!("http://{address}/webhook")).body(event("beside"))).await;
+        assert_eq!(reply.status, 200);
+    }
+    let peak = running.memory("VmHWM");
+    println!("a thousand half heads: {peak} bytes at most");
+    // As README says: what may be held, what bodies may take, the rest; and a quarter of it for the allocator.
+    assert!(peak < ((16 + 4 * 4 + 80) * 5 / 4) << 20, "{peak}");
+}

@@ -1,21 +1,13 @@
 //! `check` says what the configuration is, and what Variance's answer means.
 
-use std::{
-    io::{Read, Write},
-    net::TcpListener,
-    sync::Arc,
-    thread,
-};
+use std::net::TcpListener;
 
-use rustls::{
-    ServerConfig, ServerConnection, Stream,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{AUTHORIZATION, install_provider},
+    harness::AUTHORIZATION,
     program::Program,
+    tls::{self, AUTHORITY, NO_AUTHORITY},
     variance::{Behaviour, Variance},
 };
 
@@ -117,42 +109,20 @@ async fn what_an_answer_means_is_said_in_words_and_for_programs() {
 #[tokio::test]
 async fn a_host_that_cannot_be_reached_is_told_by_why() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let tls = tls_server();
-    let authority = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/authority.pem");
-    let no_authority = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/certificate.pem");
+    let (tls, _) = tls::server();
     for (url, authority, words) in [
-        (format!("http://{closed}/"), authority, "cannot connect: nothing takes connections at 127.0.0.1"),
+        (format!("http://{closed}/"), AUTHORITY, "cannot connect: nothing takes connections at 127.0.0.1"),
         (
             "https://no-such-host.invalid/".to_owned(),
-            authority,
+            AUTHORITY,
             "cannot resolve: there is no address for no-such-host.invalid",
         ),
-        (format!("https://localhost:{tls}/"), authority, "TLS name mismatch: the certificate is not for localhost"),
-        (format!("https://localhost:{tls}/"), no_authority, "no trusted TLS: localhost"),
+        (format!("https://localhost:{tls}/"), AUTHORITY, "TLS name mismatch: the certificate is not for localhost"),
+        (format!("https://localhost:{tls}/"), NO_AUTHORITY, "no trusted TLS: localhost"),
     ] {
         let program = Program::new(["check", "--send", "-q"]).env("VARIANCE_AUTHORIZATION", AUTHORIZATION);
         let ended = program.env("VARIANCE_WEBHOOK_URL", &url).env("SSL_CERT_FILE", authority).run().await;
         assert_eq!(ended.code, 1, "{ended:?}");
         assert!(ended.out.starts_with(words), "{url}: {ended:?}");
     }
-}
-
-/// A server with a certificate for another name than this machine's. Returns its port.
-fn tls_server() -> u16 {
-    install_provider();
-    let certificate = CertificateDer::from_pem_slice(include_bytes!("fixtures/tls/certificate.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(include_bytes!("fixtures/tls/key.pem")).unwrap();
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
-    let (config, listener) = (Arc::new(config), TcpListener::bind("127.0.0.1:0").unwrap());
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut connection = ServerConnection::new(Arc::clone(&config)).unwrap();
-            let mut stream = stream.unwrap();
-            let mut tls = Stream::new(&mut connection, &mut stream);
-            // The client breaks the handshake off.
-            drop(tls.read(&mut [0; 1024]).and_then(|_| tls.write(b"HTTP/1.1 200 OK\r\n\r\n")));
-        }
-    });
-    port
 }

@@ -11,8 +11,10 @@ use variance_connector::backoff::Backoff;
 
 use crate::{
     harness::{PATIENCE, Service},
-    variance::{Behaviour, Variance},
+    variance::{Accepting, Behaviour, Variance},
 };
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn event(id: usize) -> String {
     json!({"event": "e", "uuid": id.to_string(), "distinct_id": "d"}).to_string()
@@ -86,7 +88,6 @@ async fn a_pooled_connection_that_closes_instead_of_an_answer_costs_one_more_req
 
 #[tokio::test]
 async fn a_connection_that_breaks_again_at_once_is_a_fault_and_not_tried_a_third_time() {
-    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     for breaks in [Behaviour::Reset, Behaviour::BytesThenClose(b"HTTP/1.1 20".to_vec())] {
         let variance = Variance::start().await;
         variance.always(breaks.clone());
@@ -105,4 +106,20 @@ async fn a_connection_that_breaks_again_at_once_is_a_fault_and_not_tried_a_third
         }
         assert_eq!(service.get("/healthz").await.json()["destination"]["state"], "paused", "five faults, not ten");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_could_not_be_made_is_not_made_again_at_once() {
+    let variance = Variance::start().await;
+    variance.accepting(Accepting::Saying(b"this is no TLS"));
+    let service = Service::start(&variance, |settings| {
+        settings.server.webhook_deadline = Duration::from_millis(100);
+        settings.destination.webhook_url = format!("https://{}", variance.address).parse().unwrap();
+        settings.outbox.pacing.backoff = Backoff::new(DAY, DAY);
+    })
+    .await;
+    assert_eq!(service.post("/webhook", event(0)).await.status, 503);
+    let failed = async { while attempts(&service, "connect").await < 1.0 {} };
+    timeout(PATIENCE, failed).await.expect("the attempt fails");
+    assert_eq!(variance.connections(), 1);
 }

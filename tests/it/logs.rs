@@ -273,7 +273,7 @@ async fn a_credential_that_was_changed_is_told_of_and_so_is_one_that_cannot_be_r
         ("VARIANCE_AUTHORIZATION_FILE", file.to_str().unwrap()),
         ("CONNECTOR_WEBHOOK_DEADLINE", "1s"),
     ];
-    let program = Program::start(&variance, &variables);
+    let mut program = Program::start(&variance, &variables);
     std::fs::remove_file(&file).unwrap();
     assert_eq!(program.post("/webhook", events("e", 1)).await.status, 503);
     let unreadable = program.line();
@@ -296,6 +296,10 @@ async fn a_credential_that_was_changed_is_told_of_and_so_is_one_that_cannot_be_r
     let line = essence(&line);
     let changed = json!({"level": "INFO", "message": "Variance's credential was read again: it has changed"});
     assert_eq!(line, changed);
+    let goes_on = async { while program.post("/webhook", events("e", 20)).await.status != 200 {} };
+    tokio::time::timeout(PATIENCE, goes_on).await.expect("it is taken");
+    let (_, rest) = program.stop();
+    assert!(rest.iter().all(|line| line["message"] != changed["message"]), "it is told once: {rest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,9 +23,9 @@
 //!
 //! * What only the connector's memory holds is lost when the process is killed: events that PostHog has given up on and
 //!   that Variance did not have yet.
-//! * Variance may get an event twice when it took one but its answer was lost on the way. Replicas share no memory, nor
-//!   does a process with the one before it, so a re-send that reaches another is posted again too. Both carry the same
-//!   `messageId`.
+//! * Variance may get an event more than once when it took one but its answer was lost on the way, or came later than
+//!   `delivery.attempt_timeout`. Replicas share no memory, nor does a process with the one before it, so a re-send that
+//!   reaches another is posted again too. Both carry the same `messageId`.
 //! * What Variance does not take within `delivery.retry_for` is given up, and named in the log.
 //! * When `delivery.max_held` is full during an outage, further events are told 429 or 503 and stay PostHog's.
 //!

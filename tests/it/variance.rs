@@ -161,6 +161,11 @@ impl Variance {
         self.received().iter().map(Received::id).collect()
     }
 
+    /// How many requests were read so far.
+    pub fn count(&self) -> usize {
+        *self.shared.count.borrow()
+    }
+
     /// Waits until so many requests have been read in all.
     pub async fn received_at_least(&self, count: usize) {
         let mut received = self.shared.count.subscribe();

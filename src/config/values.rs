@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, Uri};
 use bytesize::ByteSize;
 use url::{Host, Url};
 
@@ -67,6 +67,8 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
 
 pub(super) fn webhook_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    // A URL may be longer, and its host have other characters, than a request can.
+    let url = url.filter(|url| url.as_str().parse::<Uri>().is_ok());
     url.ok_or_else(|| "the http or https URL from Variance > Integrations > PostHog".to_owned())
 }
 
@@ -201,6 +203,11 @@ mod tests {
         for wrong in ["", "variance.example/hook", "localhost:80", "ftp://variance.example", "https://", "mailto:a@b"] {
             assert!(webhook_url(wrong).is_err(), "{wrong}");
         }
+        // They parse, but no request can be made to them.
+        for wrong in ["https://<variance>/hook", "https://{variance}/hook", "https://variance\"/hook", "https://a`b/"] {
+            assert!(webhook_url(wrong).is_err(), "{wrong}");
+        }
+        assert!(webhook_url(&format!("https://variance.example/{}", "a".repeat(1 << 16))).is_err());
     }
 
     #[test]

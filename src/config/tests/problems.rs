@@ -1,5 +1,7 @@
 //! What is told of a configuration that is wrong.
 
+use proptest::{prelude::*, sample::select};
+
 use super::*;
 
 #[test]
@@ -182,4 +184,59 @@ fn a_variable_that_is_not_utf_8_is_told_by_its_name() {
     given.variables.push(("CONNECTOR_TOKEN".into(), OsString::from_vec(b"0123456789abcdef\xff".to_vec())));
     given.variables.push((OsString::from_vec(b"CONNECTOR_\xff".to_vec()), "of somebody else".into()));
     assert_eq!(given.problems(), ["server.token (environment variable CONNECTOR_TOKEN) is not UTF-8"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_configuration_panics_or_shows_a_secret(
+        variables in prop::collection::vec((select(variables()), value()), 0..4),
+        lines in prop::collection::vec((select(names()), value(), select(vec!["'", "'", "'", "['", "\"", ""])), 0..4),
+        rest in prop_oneof![3 => Just(String::new()), 1 => "[\\[\\]={}a-z.'\"\\\\ \n#-]{0,12}"],
+    ) {
+        let secret = "S3CRET";
+        let written = lines.iter().map(|(name, value, quote)| {
+            let end = match *quote {
+                "['" => "']",
+                quote => quote,
+            };
+            format!("{name} = {quote}{value}{end}\n")
+        });
+        let file = written.collect::<String>() + &rest;
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, &**value)).collect();
+        let given = Given::new(&variables).file(&file);
+        let said = match load(&given.flags, given.variables.clone()) {
+            Ok(loaded) => format!("{loaded:?}"),
+            Err(error) => {
+                prop_assert!(!error.problems.is_empty());
+                format!("{error} {error:?}")
+            }
+        };
+        // A setting that is no secret is shown, and nobody could tell that it holds one.
+        let is_secret = |name: &str| ["authorization", "token", "signing_secret"].iter().any(|last| name.ends_with(last));
+        let in_file = lines.iter().map(|(name, value, _)| (*name, &**value));
+        let mut all = variables.iter().copied().chain(in_file);
+        let is_shown = all.any(|(name, value)| !is_secret(&name.to_lowercase()) && value.contains(secret));
+        prop_assert!(is_shown || !said.contains(secret), "{}", said);
+    }
+}
+
+fn names() -> Vec<&'static str> {
+    KEYS.iter().map(|key| key.name).collect()
+}
+
+/// Those that name no file: what is in one is no part of this.
+fn variables() -> Vec<&'static str> {
+    KEYS.iter().flat_map(|key| key.variables).copied().filter(|name| !name.ends_with("_FILE")).collect()
+}
+
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        1 => "[0-9]{1,25} ?(ms|s|h|B|MiB|TiB|)",
+        1 => "(https?|ftp)://[a-z{\"@:\\[]{0,8}(:[0-9]{0,6})?/?",
+        3 => "(whsec_|Bearer |)S3CRET[A-Za-z0-9+/=, \u{7}é]{0,40}",
+        1 => "(true|false|page|track|posthog|info|hyper=debug|[a-z*, ]{0,10})",
+        1 => "\\PC{0,10}",
+    ]
 }

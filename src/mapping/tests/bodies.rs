@@ -4,9 +4,8 @@ use proptest::{prelude::*, sample::select};
 
 /// Bodies of all shapes with one event.
 pub(super) fn body() -> impl Strategy<Value = String> {
-    let person = object(select(vec!["properties", "id"]), prop_oneof![own_members(), odd_value()], 2);
     let nested =
-        (event(), prop::option::of(person), prop::option::of(odd_value())).prop_map(|(event, person, sent_at)| {
+        (event(), prop::option::of(person()), prop::option::of(odd_value())).prop_map(|(event, person, sent_at)| {
             let mut members = vec![member("event", &event)];
             members.extend(person.map(|person| member("person", &person)));
             members.extend(sent_at.map(|sent_at| member("sent_at", &sent_at)));
@@ -18,6 +17,10 @@ pub(super) fn body() -> impl Strategy<Value = String> {
         1 => format!("[{element}]"),
         _ => format!(r#"{{"batch":[{element}],"sent_at":{sent_at}}}"#),
     })
+}
+
+fn person() -> impl Strategy<Value = String> {
+    object(select(vec!["properties", "id"]), prop_oneof![own_members(), odd_value()], 2)
 }
 
 fn event() -> impl Strategy<Value = String> {
@@ -32,8 +35,19 @@ fn event() -> impl Strategy<Value = String> {
         "\\u0024pageview",
         "a b é",
     ]);
-    let key = select(vec!["distinct_id", "$user_id", "timestamp", "sent_at", "ip", "$set", "unknown", "properties"]);
-    let value = prop_oneof![4 => odd_value(), 1 => own_members()];
+    let key = select(vec![
+        "distinct_id",
+        "$user_id",
+        "timestamp",
+        "sent_at",
+        "ip",
+        "$set",
+        "unknown",
+        "properties",
+        "person",
+        "person_properties",
+    ]);
+    let value = prop_oneof![4 => odd_value(), 1 => own_members(), 1 => person()];
     let rest = prop::collection::vec((key, value), 0..8);
     (name, properties(), rest, any::<prop::sample::Index>()).prop_map(|(name, properties, rest, at)| {
         let mut members: Vec<_> = rest.iter().map(|(key, value)| member(key, value)).collect();

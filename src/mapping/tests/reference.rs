@@ -1,26 +1,56 @@
-//! The table of what goes out, once more: slowly, over parsed JSON, a row at a time.
+//! The table of what goes out, once more: slowly, over parsed JSON, a row at a time. The fuzz target `forward` uses it too.
 
 use serde_json::{Map, Value};
 
 use super::*;
 
-pub(super) fn message(settings: &Settings, body: &Value) -> Option<Value> {
-    let (element, batch_sent_at) = match body {
-        Value::Array(elements) => (&elements[0], None),
-        Value::Object(fields) if fields.get("batch").is_some_and(Value::is_array) => {
-            (&body["batch"][0], at(body, &["sent_at"]))
-        }
-        _ => (body, None),
+/// What must become of an element.
+#[derive(Debug, PartialEq)]
+pub(super) enum Expected {
+    Invalid,
+    Filtered,
+    /// Without `messageId` if the event has no id of its own.
+    Message(Value),
+}
+
+/// What must become of each element of a body.
+pub(super) fn expected(settings: &Settings, body: &Value) -> Vec<Expected> {
+    let (elements, sent_at) = match body {
+        Value::Array(elements) => (elements.as_slice(), None),
+        Value::Object(fields) => match fields.get("batch") {
+            Some(Value::Array(elements)) => (elements.as_slice(), at(body, &["sent_at"])),
+            _ => (std::slice::from_ref(body), None),
+        },
+        _ => (&[][..], None),
     };
+    elements.iter().map(|element| of_element(settings, element, sent_at.clone())).collect()
+}
+
+fn of_element(settings: &Settings, element: &Value, batch_sent_at: Option<Value>) -> Expected {
     let (event, outer) = match element["event"].is_object() {
         true => (&element["event"], Some(element)),
         false => (element, None),
     };
+    match event["event"].as_str() {
+        None | Some("") => Expected::Invalid,
+        Some(name) => {
+            let message = message(settings, name, event, outer, batch_sent_at);
+            message.map_or(Expected::Filtered, Expected::Message)
+        }
+    }
+}
+
+fn message(
+    settings: &Settings,
+    name: &str,
+    event: &Value,
+    outer: Option<&Value>,
+    batch_sent_at: Option<Value>,
+) -> Option<Value> {
     let p = |name| at(event, &["properties", name]);
     let envelope_sent_at = either([outer.and_then(|outer| at(outer, &["sent_at"])), batch_sent_at]);
     let sent_at = either([at(event, &["sent_at"]), envelope_sent_at]);
 
-    let name = event["event"].as_str().unwrap();
     let (call, type_name) = match name {
         "$pageview" => ("page", "page"),
         "$identify" | "$set" => ("identify", "identify"),
@@ -47,7 +77,7 @@ pub(super) fn message(settings: &Settings, body: &Value) -> Option<Value> {
             *target = value;
         }
     };
-    put(&["messageId"], at(event, &["uuid"]));
+    put(&["messageId"], id(event));
     put(&["timestamp"], either([at(event, &["timestamp"]), sent_at.clone(), Some(ARRIVED.into())]));
     put(&["type"], Some(type_name.into()));
     put(&["anonymousId"], get([p("$anon_distinct_id"), p("$device_id"), p("distinct_id")]));
@@ -55,7 +85,8 @@ pub(super) fn message(settings: &Settings, body: &Value) -> Option<Value> {
     put(&["userId"], either([p("alias").filter(|_| call == "alias"), user_id]));
     put(&["sentAt"], either([sent_at, p("$sent_at")]));
 
-    let library = json!({"name": "variance-connector", "version": env!("CARGO_PKG_VERSION")});
+    let (program, version) = USER_AGENT.split_once('/').unwrap();
+    let library = json!({"name": program, "version": version});
     put(&["libary"], Some(library.clone()));
     put(&["context", "library"], Some(library));
     put(&["context", "app", "version"], p("posthog_version"));
@@ -69,8 +100,9 @@ pub(super) fn message(settings: &Settings, body: &Value) -> Option<Value> {
     put(&["context", "screen", "height"], p("$screen_height"));
     put(&["context", "screen", "width"], p("$screen_width"));
     if settings.person_traits {
-        let person = outer.and_then(|outer| at(outer, &["person", "properties"]));
-        put(&["context", "traits"], own(person));
+        let person = either([outer.and_then(|outer| at(outer, &["person"])), at(event, &["person"])]);
+        let of_person = person.and_then(|person| at(&person, &["properties"]));
+        put(&["context", "traits"], own(either([of_person, at(event, &["person_properties"])])));
     }
     if let Some(group_type) = &settings.account_group {
         put(&["context", "groupId"], at(event, &["properties", "$groups", group_type]));
@@ -105,6 +137,13 @@ pub(super) fn message(settings: &Settings, body: &Value) -> Option<Value> {
         }
     }
     Some(out)
+}
+
+/// "`uuid` counts if it is a non-empty string of at most 200 bytes, else `id` if it parses as a UUID."
+fn id(event: &Value) -> Option<Value> {
+    let usable = |key| at(event, &[key]).filter(|id| id.as_str().is_some_and(|id| (1..=200).contains(&id.len())));
+    let is_uuid = |id: &Value| id.as_str().is_some_and(|id| uuid::Uuid::try_parse(id).is_ok());
+    either([usable("uuid"), usable("id").filter(is_uuid)])
 }
 
 /// "Copied when present and not null."

@@ -1,4 +1,5 @@
-//! No headers and no body panic, and none prove a sender that has no credential.
+//! No headers and no body panic, and none prove a sender that has no credential; a right signature counts among whatever
+//! others, for its own body alone.
 
 #![no_main]
 
@@ -7,8 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
+use ring::hmac;
 use variance_connector::{
     auth::{Auth, Settings, SigningSecret, Token, Verdict},
     inflate::Encoding,
@@ -18,10 +21,15 @@ use variance_connector::{
 /// The timestamp of the Standard Webhooks specification's example: what the fuzzer finds is at least once fresh.
 const NOW: Duration = Duration::from_secs(1_614_265_330);
 
+const SIGNING_KEY: &[u8] = b"a key that no fuzzer will come upon";
+
+/// How many signatures of one request are looked at.
+const MAX_SIGNATURES: usize = 16;
+
 static AUTH: LazyLock<Auth> = LazyLock::new(|| {
     Auth::new(Settings {
         tokens: vec!["a token that no fuzzer will come upon".parse().expect("long enough")],
-        signing_secrets: vec!["whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX".parse().expect("long enough")],
+        signing_secrets: vec![STANDARD.encode(SIGNING_KEY).parse().expect("long enough")],
     })
 });
 
@@ -54,4 +62,28 @@ fuzz_target!(|data: &[u8]| {
         assert!(!Raw::parse(text).is_ok_and(|api_key| AUTH.api_key_is_valid(api_key)));
         let _ = (text.parse::<Token>(), text.parse::<SigningSecret>());
     }
+    check_signed(headers, body);
 });
+
+/// Adds a right signature behind those that are there.
+fn check_signed(mut headers: HeaderMap, body: &[u8]) {
+    let [id, timestamp] = ["webhook-id", "webhook-timestamp"].map(|name| headers.get(name).cloned());
+    let (Some(id), Some(timestamp)) = (id, timestamp) else { return };
+    let content = [id.as_bytes(), timestamp.as_bytes(), body].join(&b'.');
+    let right = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SIGNING_KEY), &content);
+    let others = headers.get_all("webhook-signature").iter();
+    let others: usize = others.map(|value| value.as_bytes().split(|&byte| byte == b' ').count()).sum();
+    let signature = format!("v1,{}", STANDARD.encode(right));
+    headers.append("webhook-signature", signature.parse().expect("it is ASCII"));
+
+    let is_usable = !id.is_empty() && !id.as_bytes().contains(&b'.') && others < MAX_SIGNATURES;
+    assert_eq!(AUTH.signature_is_valid(&headers, body), is_usable);
+    assert!(!AUTH.signature_is_valid(&headers, &[body, b" "].concat()));
+    // Whether it is also fresh is for the headers alone to say.
+    let verdict = AUTH.judge_head(&headers, SystemTime::UNIX_EPOCH + NOW, false);
+    assert_ne!(verdict, Verdict::Proven, "before the body has been read");
+    let fresh = format!("{}", NOW.as_secs());
+    if is_usable && timestamp.as_bytes() == fresh.as_bytes() {
+        assert!(matches!(verdict, Verdict::Unproven { signature: true, api_key: false, .. }), "{verdict:?}");
+    }
+}

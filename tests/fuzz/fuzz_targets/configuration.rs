@@ -69,10 +69,11 @@ fn variable(line: &str) -> Option<(OsString, OsString)> {
 fn is_usable(settings: service::Settings, allows_anonymous: bool) {
     let service::Settings { server, auth, mapping, destination, outbox } = settings;
 
-    let server::Settings { listen, webhook_deadline, batch_deadline, max_body, shutdown_grace } = server;
+    let server::Settings { listen, webhook_deadline, batch_deadline, max_body, shutdown_grace, head_timeout } = server;
     let has_credential = !auth.tokens.is_empty() || !auth.signing_secrets.is_empty();
     let outbox::Settings { concurrency, retry_for, max_held, pacing: _ } = outbox;
-    for duration in [webhook_deadline, batch_deadline, shutdown_grace, retry_for, destination.attempt_timeout] {
+    let timeouts = [head_timeout, destination.attempt_timeout];
+    for duration in [webhook_deadline, batch_deadline, shutdown_grace, retry_for].into_iter().chain(timeouts) {
         assert!(!duration.is_zero());
         assert!(Instant::now().checked_add(duration).is_some() && SystemTime::now().checked_add(duration).is_some());
         assert!(duration.checked_mul(2).is_some());

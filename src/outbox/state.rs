@@ -149,13 +149,22 @@ impl State {
             waiters: vec![waiter],
         });
         self.memory.begin(identity, key);
-        if self.arrivals.len() > 2 * self.entries.len() + 64 {
-            let entries = &self.entries;
-            self.arrivals.retain(|(_, turn)| is_alive(entries, *turn));
-        }
+        self.clear_void_places();
         self.arrivals.push_back((now, turn));
         self.ready.push_back(turn);
         Admission::New(turn)
+    }
+
+    /// Forgets the places in queues of what has left, once they are more than the others. Nothing else does while the
+    /// breaker is open.
+    fn clear_void_places(&mut self) {
+        let (entries, many) = (&self.entries, 2 * self.entries.len() + 64);
+        if self.arrivals.len() > many {
+            self.arrivals.retain(|(_, turn)| is_alive(entries, *turn));
+        }
+        if self.ready.len() > many {
+            self.ready.retain(|turn| stands(entries, *turn));
+        }
     }
 
     /// The next attempt that may be made now, if there is one.
@@ -164,8 +173,7 @@ impl State {
             Permit::Nothing => return None,
             Permit::All => loop {
                 let turn = self.ready.pop_front()?;
-                let entry = self.entries.get(turn.entry as usize);
-                if entry.is_some_and(|entry| entry.turn == turn.number && !entry.in_flight) {
+                if stands(&self.entries, turn) {
                     break (turn.entry, None);
                 }
             },
@@ -238,7 +246,7 @@ impl State {
                 break;
             }
             self.waiting.pop();
-            if self.entries.get(turn.entry as usize).is_some_and(|entry| entry.turn == turn.number) {
+            if stands(&self.entries, turn) {
                 self.ready.push_back(turn);
             }
         }
@@ -349,6 +357,11 @@ impl State {
 /// The memory that an entry takes, the message's included.
 pub(super) fn cost(message: &Message) -> usize {
     message.allocated() + ENTRY_COST
+}
+
+/// Whether a place in a queue is not void: the entry is there, waits, and stands under this turn.
+fn stands(entries: &Slab<Entry>, turn: Turn) -> bool {
+    entries.get(turn.entry as usize).is_some_and(|entry| entry.turn == turn.number && !entry.in_flight)
 }
 
 /// Whether the entry of an arrival turn is still there.

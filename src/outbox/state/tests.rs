@@ -331,3 +331,20 @@ proptest! {
         world.fair_weather();
     }
 }
+
+#[test]
+fn an_outage_without_end_leaves_nothing_of_the_events_that_it_outlasts() {
+    let mut world = World::new(1);
+    let fault = Verdict::Failed { fault: Fault::Timeout, retry_after: Some(HOUR * 1000) };
+    world.take(Step::HandOver(0));
+    world.take(Step::Attempt);
+    world.take(Step::Finish(0, fault));
+    for _ in 0..100 {
+        (0..EVENTS).for_each(|id| world.take(Step::HandOver(id)));
+        world.take(Step::Wait(RETRY_FOR.as_millis().try_into().unwrap()));
+        assert_eq!(world.state.held(), (0, 0));
+    }
+    let State { ready, waiting, arrivals, .. } = &world.state;
+    let places = ready.len() + waiting.len() + arrivals.len();
+    assert!(places < 300, "{places}");
+}

@@ -191,12 +191,17 @@ impl App {
                 return reply;
             }
         };
+        let size = received.bytes.len();
         let prepared = match received.is_large() {
             true => self.prepare_aside(received, patience).await,
             false => self.prepare(received, patience.arrived),
         };
         match prepared {
-            Ok((elements, _charge)) => self.intake.forward(&elements, patience).await,
+            Ok((elements, _charge)) => {
+                // Not where it was prepared: that may go on when nobody waits any longer, and then nothing is taken in.
+                self.intake.metrics.received(elements.len(), size);
+                self.intake.forward(&elements, patience).await
+            }
             Err(reply) => reply,
         }
     }
@@ -223,7 +228,6 @@ impl App {
     /// Unpacks and decodes a body, finds out who sent it if that is not known, and lets it go: what is kept of it is less.
     fn prepare(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Prepared>, Charge), Reply> {
         let Received { mut bytes, encoding, denied, mut charge } = received;
-        let size = bytes.len();
         if let Some(encoding) = encoding {
             let grow = |more| charge.grow(more).map_err(|body::Full| inflate::Full);
             let unpacked = inflate::inflate(encoding, &bytes, self.max_body, grow);
@@ -250,7 +254,6 @@ impl App {
             charge.leave_last();
         }
         charge.change_to(Prepared::allocated(&body.elements)).map_err(|body::Full| self.read_error(ReadError::Full))?;
-        self.intake.metrics.received(body.elements.len(), size);
         Ok((body.elements, charge))
     }
 

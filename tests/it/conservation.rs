@@ -13,13 +13,15 @@ use std::{
 use fastrand::Rng;
 use serde_json::json;
 use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use variance_connector::backoff::Backoff;
 
 use crate::{
-    harness::Service,
+    harness::{PATIENCE, Service},
     variance::{Accepting, Behaviour, Received, Variance},
 };
 
@@ -144,6 +146,23 @@ async fn run(seed: u64) -> Exercised {
     let joined = service.metric("variance_connector_joined_events_total").await;
     let openings = service.metric("variance_connector_breaker_openings_total").await;
     Exercised { faults, joined, openings, sent_again, lost_replies, duplicates }
+}
+
+#[tokio::test]
+async fn of_what_was_sent_before_a_sender_hung_up_everything_is_accounted_for() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |_| {}).await;
+    let event = format!(r#"{{"event":"$autocapture","properties":{{"of":"{:500}"}}}}"#, "");
+    let body = format!("[{}]", vec![event; 5000].join(","));
+    let head = format!("POST /batch HTTP/1.1\r\nHost: connector\r\nContent-Length: {}\r\n\r\n", body.len());
+    for _ in 0..5 {
+        let mut sender = TcpStream::connect(service.address).await.unwrap();
+        sender.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        drop(sender);
+        // Bodies of this size are prepared one after the other, so the first is done with.
+        assert_eq!(service.post("/batch", body.clone()).await.status, 200);
+        timeout(PATIENCE, sums_agree(&service)).await.expect("what was received has ended, or is held");
+    }
 }
 
 /// An identity; every twentieth is of an event that the stand-in refuses.

@@ -74,7 +74,7 @@ pub struct Auth {
     signing_secrets: Vec<SigningSecret>,
 }
 
-/// What a request's headers say about its sender.
+/// What the headers of a request that is not denied say about its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The sender may send.
@@ -88,8 +88,6 @@ pub enum Verdict {
         /// What to answer if it does not.
         otherwise: Denied,
     },
-    /// The sender may not send, whatever the body says.
-    Denied(Denied),
 }
 
 /// Why a sender may not send, for the sender to read: it says what would be right and repeats nothing that was sent.
@@ -137,16 +135,19 @@ impl Auth {
 
     /// Judges a request by its headers, which arrived at `now`. `takes_api_key` says whether its route is one where an
     /// `api_key` in the body counts.
-    pub fn judge_head(&self, headers: &HeaderMap, now: SystemTime, takes_api_key: bool) -> Verdict {
+    ///
+    /// # Errors
+    /// When the sender may not send, whatever the body says.
+    pub fn judge_head(&self, headers: &HeaderMap, now: SystemTime, takes_api_key: bool) -> Result<Verdict, Denied> {
         if self.tokens.is_empty() && self.signing_secrets.is_empty() {
-            return Verdict::Proven;
+            return Ok(Verdict::Proven);
         }
         let mut token_is_right = Choice::from(0);
         for candidate in header_tokens(headers) {
             token_is_right |= self.is_token(candidate);
         }
         if token_is_right.into() {
-            return Verdict::Proven;
+            return Ok(Verdict::Proven);
         }
 
         let signed = match self.signing_secrets.is_empty() {
@@ -163,8 +164,8 @@ impl Auth {
             Err(flaw) => flaw,
         };
         match (signed.is_ok(), api_key) {
-            (false, false) => Verdict::Denied(otherwise),
-            (signature, api_key) => Verdict::Unproven { signature, api_key, otherwise },
+            (false, false) => Err(otherwise),
+            (signature, api_key) => Ok(Verdict::Unproven { signature, api_key, otherwise }),
         }
     }
 

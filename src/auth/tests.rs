@@ -77,7 +77,7 @@ fn a_token_counts_in_every_header_that_may_hold_one() {
         ("right beside wrong in the own header", &[(a, &bearer), (x, "wrong")], Ok(())),
         ("right beside half a signature", &[(a, &bearer), ("webhook-id", "1")], Ok(())),
     ] {
-        let expected = expected.map_or_else(Verdict::Denied, |()| Verdict::Proven);
+        let expected = expected.map(|()| Verdict::Proven);
         assert_eq!(auth.judge_head(&headers(pairs), now(), false), expected, "{what}");
     }
 }
@@ -85,18 +85,18 @@ fn a_token_counts_in_every_header_that_may_hold_one() {
 #[test]
 fn an_api_key_is_awaited_where_it_counts_and_tokens_are_known() {
     use Denied::{NoApiKey, NoSignature, NoToken, WrongToken};
-    let unproven = |otherwise| Verdict::Unproven { signature: false, api_key: true, otherwise };
+    let unproven = |otherwise| Ok(Verdict::Unproven { signature: false, api_key: true, otherwise });
     let wrong = headers(&[("authorization", "Bearer wrong")]);
     let right = headers(&[("authorization", TOKEN)]);
     let signature = signed(ID, &TIMESTAMP.to_string(), SIGNATURE);
     for (what, auth, headers, takes_api_key, expected) in [
         ("nothing yet", auth(&[TOKEN], &[SECRET]), HeaderMap::new(), true, unproven(NoApiKey)),
         ("a wrong token", auth(&[TOKEN], &[]), wrong.clone(), true, unproven(WrongToken)),
-        ("another route", auth(&[TOKEN], &[SECRET]), HeaderMap::new(), false, Verdict::Denied(NoToken)),
-        ("a signature that is not asked for", auth(&[TOKEN], &[]), signature, false, Verdict::Denied(NoToken)),
-        ("no tokens", auth(&[], &[SECRET]), HeaderMap::new(), true, Verdict::Denied(NoSignature)),
-        ("no tokens but one sent", auth(&[], &[SECRET]), wrong, true, Verdict::Denied(NoSignature)),
-        ("no need", auth(&[TOKEN], &[]), right, true, Verdict::Proven),
+        ("another route", auth(&[TOKEN], &[SECRET]), HeaderMap::new(), false, Err(NoToken)),
+        ("a signature that is not asked for", auth(&[TOKEN], &[]), signature, false, Err(NoToken)),
+        ("no tokens", auth(&[], &[SECRET]), HeaderMap::new(), true, Err(NoSignature)),
+        ("no tokens but one sent", auth(&[], &[SECRET]), wrong, true, Err(NoSignature)),
+        ("no need", auth(&[TOKEN], &[]), right, true, Ok(Verdict::Proven)),
     ] {
         assert_eq!(auth.judge_head(&headers, now(), takes_api_key), expected, "{what}");
     }
@@ -127,8 +127,8 @@ fn an_api_key_is_compared_by_what_it_means() {
 #[test]
 fn everybody_may_send_where_nothing_is_asked() {
     let auth = auth(&[], &[]);
-    assert_eq!(auth.judge_head(&HeaderMap::new(), now(), false), Verdict::Proven);
-    assert_eq!(auth.judge_head(&headers(&[("authorization", "Bearer any")]), now(), true), Verdict::Proven);
+    assert_eq!(auth.judge_head(&HeaderMap::new(), now(), false), Ok(Verdict::Proven));
+    assert_eq!(auth.judge_head(&headers(&[("authorization", "Bearer any")]), now(), true), Ok(Verdict::Proven));
     assert!(!auth.api_key_is_valid(Raw::parse("\"\"").unwrap()));
     assert!(!auth.signature_is_valid(&signed(ID, &TIMESTAMP.to_string(), SIGNATURE), BODY));
 }
@@ -179,16 +179,14 @@ fn a_signature_is_judged_by_its_headers_before_the_body() {
         ("a wrong signature", signature(WRONG_SIGNATURE), Ok(())),
         ("a thousand of them", signature(&many), Ok(())),
     ] {
-        let expected = match expected {
-            Ok(()) => Verdict::Unproven { signature: true, api_key: false, otherwise: WrongSignature },
-            Err(denied) => Verdict::Denied(denied),
-        };
+        let expected =
+            expected.map(|()| Verdict::Unproven { signature: true, api_key: false, otherwise: WrongSignature });
         assert_eq!(auth.judge_head(&headers, now(), false), expected, "{what}");
     }
-    let both = Verdict::Unproven { signature: true, api_key: true, otherwise: WrongSignature };
+    let both = Ok(Verdict::Unproven { signature: true, api_key: true, otherwise: WrongSignature });
     assert_eq!(auth.judge_head(&at(TIMESTAMP), now(), true), both);
     let before_1970 = UNIX_EPOCH - Duration::from_secs(1_000_000);
-    assert_eq!(auth.judge_head(&at(TIMESTAMP), before_1970, false), Verdict::Denied(StaleTimestamp));
+    assert_eq!(auth.judge_head(&at(TIMESTAMP), before_1970, false), Err(StaleTimestamp));
 }
 
 #[test]
@@ -286,7 +284,7 @@ proptest! {
             .into_iter()
             .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_bytes(&value).unwrap()))
             .collect();
-        prop_assert_ne!(auth.judge_head(&headers, now(), takes_api_key), Verdict::Proven);
+        prop_assert_ne!(auth.judge_head(&headers, now(), takes_api_key), Ok(Verdict::Proven));
         prop_assert!(!auth.signature_is_valid(&headers, &body));
     }
 
@@ -299,7 +297,7 @@ proptest! {
         let auth = auth(&[], &[SECRET]);
         let timestamp = TIMESTAMP.to_string();
         let headers = signed(&id, &timestamp, &sign(SECRET, &id, &timestamp, &body));
-        let expected = Verdict::Unproven { signature: true, api_key: false, otherwise: Denied::WrongSignature };
+        let expected = Ok(Verdict::Unproven { signature: true, api_key: false, otherwise: Denied::WrongSignature });
         prop_assert_eq!(auth.judge_head(&headers, now(), true), expected);
         prop_assert!(auth.signature_is_valid(&headers, &body));
         let mut altered = body;

@@ -263,9 +263,7 @@ impl App {
             return Err(Reply::draining());
         }
         let verdict = self.auth.judge_head(headers, now, route.takes_api_key);
-        if let Verdict::Denied(denied) = verdict {
-            return Err(self.deny(denied));
-        }
+        let verdict = verdict.map_err(|denied| self.deny(denied))?;
         if !is_json(headers) {
             let reason = "the content type must be application/json (or text/plain, or none)";
             return Err(Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
@@ -286,7 +284,7 @@ impl App {
             .map_err(|unsupported| Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, unsupported.to_string()))?;
         let mut charge = Charge::new(match verdict {
             Verdict::Unproven { .. } => vec![route.budget.clone(), self.unproven.clone()],
-            Verdict::Proven | Verdict::Denied(_) => vec![route.budget.clone()],
+            Verdict::Proven => vec![route.budget.clone()],
         });
         let read = body::read(body, self.max_body, &mut charge, start + route.body_timeout);
         let bytes = tokio::select! {
@@ -304,7 +302,7 @@ impl App {
                     return Err(self.deny(otherwise));
                 }
             }
-            Verdict::Proven | Verdict::Denied(_) => None,
+            Verdict::Proven => None,
         };
         Ok(Received { bytes, encoding, denied, charge })
     }

@@ -233,6 +233,10 @@ impl State {
                 return None;
             }
         };
+        if !self.breaker.is_closed() {
+            // What is ready waits for nothing any more, and the worker that knows it reads the rest of a reply first.
+            self.pacer_due = None;
+        }
         self.breaker.answered();
         self.health.answered(outcome, now);
         self.failed_probe = None;

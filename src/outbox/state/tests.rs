@@ -348,3 +348,18 @@ fn an_outage_without_end_leaves_nothing_of_the_events_that_it_outlasts() {
     let places = ready.len() + waiting.len() + arrivals.len();
     assert!(places < 300, "{places}");
 }
+
+#[test]
+fn when_the_breaker_closes_those_that_are_ready_do_not_wait_for_the_worker_that_closed_it() {
+    let mut world = World::new(1);
+    world.take(Step::HandOver(0));
+    world.take(Step::Attempt);
+    world.take(Step::Finish(0, Verdict::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
+    world.take(Step::Wait(1000));
+    let probe = world.state.next_job(world.now).expect("the pause is over");
+    world.take(Step::HandOver(1));
+    assert!(!world.state.has_job(world.now), "while one probes");
+    world.state.finish(&probe, Verdict::Accepted, world.now);
+    assert!(world.state.has_job(world.now));
+    assert!(world.state.is_due_earlier(), "the pacer wakes a worker");
+}

@@ -272,13 +272,13 @@ impl State {
     /// When the pacer should wake next: [`State::tick`] or a probe will be due, or `also`.
     pub(super) fn sleep_until(&mut self, now: Instant, also: Option<Instant>) -> Option<Instant> {
         // What is due already waits for a worker, not for the clock.
-        self.pacer_due = [self.due(), also].into_iter().flatten().filter(|due| *due > now).min();
+        self.pacer_due = self.due().into_iter().chain([also]).flatten().filter(|due| *due > now).min();
         self.pacer_due
     }
 
     /// Whether something has become due before the pacer will wake.
     pub(super) fn is_due_earlier(&mut self) -> bool {
-        match (self.due(), self.pacer_due) {
+        match (self.due().into_iter().flatten().min(), self.pacer_due) {
             (Some(due), Some(pacer_due)) if pacer_due <= due => false,
             (Some(due), _) => {
                 self.pacer_due = Some(due);
@@ -288,14 +288,15 @@ impl State {
         }
     }
 
-    fn due(&self) -> Option<Instant> {
+    /// When the first event's time is over, and when there is something to attempt again.
+    fn due(&self) -> [Option<Instant>; 2] {
         let end = self.arrivals.front().map(|(arrived, _)| *arrived + self.settings.retry_for);
         // While the breaker is open, a backoff that ends changes nothing.
         let next = match self.breaker.is_closed() {
             true => self.waiting.peek().map(|Reverse((due, _))| *due),
             false => self.breaker.opens_until().filter(|_| !self.entries.is_empty()),
         };
-        [end, next].into_iter().flatten().min()
+        [end, next]
     }
 
     /// Ends everything that is not in flight, because the process ends.

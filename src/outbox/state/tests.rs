@@ -363,3 +363,16 @@ fn when_the_breaker_closes_those_that_are_ready_do_not_wait_for_the_worker_that_
     assert!(world.state.has_job(world.now));
     assert!(world.state.is_due_earlier(), "the pacer wakes a worker");
 }
+
+#[test]
+fn while_a_probe_is_under_way_events_end_in_time() {
+    let mut world = World::new(1);
+    world.take(Step::HandOver(0));
+    world.take(Step::Attempt);
+    world.take(Step::Finish(0, Verdict::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
+    world.take(Step::HandOver(1));
+    world.take(Step::Wait(1000));
+    world.take(Step::Attempt);
+    world.take(Step::Wait(RETRY_FOR.as_millis().try_into().unwrap()));
+    assert_eq!(world.held().count(), 1, "only what is under way is still held");
+}

@@ -210,8 +210,8 @@ impl Outbox {
         if state::cost(message) > self.0.max_held {
             return HandOver::TooLarge;
         }
-        if ticket.attached().len() >= 2 * 1024 {
-            self.0.state().keep_alive_only(ticket.attached());
+        if ticket.is_mostly_ended() {
+            self.0.state().forget_ended(ticket.attached());
         }
         let waiter = ticket.waiter(index);
         let now = Instant::now();

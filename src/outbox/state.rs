@@ -317,7 +317,8 @@ impl State {
         }
     }
 
-    pub(super) fn keep_alive_only(&self, attached: &mut Vec<Turn>) {
+    /// Leaves those that have not ended.
+    pub(super) fn forget_ended(&self, attached: &mut Vec<Turn>) {
         attached.retain(|turn| is_alive(&self.entries, *turn));
     }
 

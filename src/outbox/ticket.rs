@@ -64,6 +64,11 @@ impl Ticket {
         &mut self.attached
     }
 
+    /// Whether so many of those attached have ended that it is time to forget them.
+    pub(super) fn is_mostly_ended(&self) -> bool {
+        self.attached.len() > 2 * self.outstanding + 1024
+    }
+
     /// How many of the request's events are in the outbox, those that [`Ticket::ended`] has not returned included.
     pub fn outstanding(&self) -> usize {
         self.outstanding

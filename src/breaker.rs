@@ -70,7 +70,7 @@ impl Breaker {
     }
 
     /// When the next probe may start, if the breaker is open.
-    pub fn opens_until(&self) -> Option<Instant> {
+    pub fn open_until(&self) -> Option<Instant> {
         match self.state {
             State::Open { until } => Some(until),
             State::Closed | State::Probing(_) => None,
@@ -153,9 +153,9 @@ mod tests {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
         let mut breaker = Breaker::new(OPEN_FOR);
         breaker.failed(None, Some(Duration::from_secs(7)), now, &mut rng);
-        assert_eq!(breaker.opens_until(), Some(now + Duration::from_secs(7)));
+        assert_eq!(breaker.open_until(), Some(now + Duration::from_secs(7)));
         breaker.failed(None, Some(Duration::from_secs(5)), now, &mut rng);
-        assert_eq!(breaker.opens_until(), Some(now + Duration::from_secs(7)), "a shorter wait does not shorten it");
+        assert_eq!(breaker.open_until(), Some(now + Duration::from_secs(7)), "a shorter wait does not shorten it");
     }
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
         let (mut now, mut rng) = (Instant::now(), Rng::with_seed(1));
         let mut breaker = opened(now, &mut rng);
         for full in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
-            let until = breaker.opens_until().unwrap();
+            let until = breaker.open_until().unwrap();
             let pause = (until - now).as_secs_f64();
             assert!((f64::from(full) / 2.0..=f64::from(full)).contains(&pause), "{pause} of {full} s");
             now = until;
@@ -218,7 +218,7 @@ mod tests {
                             probe = None;
                             let full = Duration::from_secs(1 << (openings.min(7) - 1)).min(Duration::from_secs(60));
                             let (least, most) = asked.map_or((now + full / 2, now + full), |asked| (asked, asked));
-                            until = breaker.opens_until();
+                            until = breaker.open_until();
                             prop_assert!(until.is_some_and(|until| least <= until && until <= most), "{:?}", until);
                         }
                         prop_assert!(was_open <= until);
@@ -230,7 +230,7 @@ mod tests {
                     Some(until) if until <= now => Permit::Probe,
                     Some(_) => Permit::Nothing,
                 };
-                prop_assert_eq!((breaker.permit(now), breaker.opens_until()), (expected, until));
+                prop_assert_eq!((breaker.permit(now), breaker.open_until()), (expected, until));
                 prop_assert_eq!(breaker.is_closed(), expected == Permit::All);
             }
         }
@@ -266,7 +266,7 @@ mod tests {
     fn the_pause_is_jittered_over_its_upper_half() {
         let now = Instant::now();
         let pauses =
-            (0..1000).map(|seed| (opened(now, &mut Rng::with_seed(seed)).opens_until().unwrap() - now).as_millis());
+            (0..1000).map(|seed| (opened(now, &mut Rng::with_seed(seed)).open_until().unwrap() - now).as_millis());
         let (least, most) = pauses.fold((u128::MAX, 0), |(least, most), pause| (least.min(pause), most.max(pause)));
         assert!((500..510).contains(&least) && (990..=1000).contains(&most), "{least} to {most} ms");
     }

@@ -294,7 +294,7 @@ impl State {
         // While the breaker is open, a backoff that ends changes nothing.
         let next = match self.breaker.is_closed() {
             true => self.waiting.peek().map(|Reverse((due, _))| *due),
-            false => self.breaker.opens_until().filter(|_| !self.entries.is_empty()),
+            false => self.breaker.open_until().filter(|_| !self.entries.is_empty()),
         };
         [end, next]
     }
@@ -337,7 +337,7 @@ impl State {
 
     /// Whether an event that comes now will have to wait for a probe that is not its own, and how long at least.
     pub(super) fn paused(&self, now: Instant) -> Option<Duration> {
-        match (self.breaker.permit(now), self.breaker.opens_until()) {
+        match (self.breaker.permit(now), self.breaker.open_until()) {
             (Permit::All, _) => None,
             (Permit::Probe, _) if self.entries.is_empty() => None,
             (_, until) => Some(until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))),

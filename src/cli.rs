@@ -14,6 +14,7 @@ mod completions;
 mod demo;
 mod healthcheck;
 mod input;
+mod pretty;
 mod preview;
 mod serve;
 

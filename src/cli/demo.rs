@@ -25,6 +25,7 @@ use serde_json::{Value, value::RawValue};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::pretty::indent;
 use crate::{
     auth,
     destination::{self, Authorization},
@@ -209,7 +210,9 @@ fn show_call(out: &mut impl Write, call: &Call) -> anyhow::Result<String> {
     let masked = format!("Bearer …{}", &call.authorization[call.authorization.len() - 2..]);
     let name = body["event"].as_str().map(|name| format!(" \"{name}\"")).unwrap_or_default();
     writeln!(out, "  → {}{name} arrived at Variance (Authorization: {masked})", text("type"))?;
-    for line in serde_json::to_string_pretty(&body)?.lines() {
+    let mut lines = Vec::new();
+    indent(&call.body, &mut lines)?;
+    for line in String::from_utf8_lossy(&lines).lines() {
         writeln!(out, "      {line}")?;
     }
     Ok(format!("{} {}", text("type"), text("messageId")))

@@ -7,14 +7,14 @@ use std::{
     time::SystemTime,
 };
 
-use self::{pretty::indent, tally::Tally};
+use self::tally::Tally;
 use super::{
     Failed,
     input::{Item, Position, Source},
+    pretty::indent,
 };
 use crate::config::{self, Flags};
 
-mod pretty;
 mod tally;
 
 #[derive(Debug, clap::Args)]

@@ -31,7 +31,7 @@ mod credential;
 pub const USER_AGENT: &str = concat!("variance-connector/", env!("CARGO_PKG_VERSION"));
 
 /// The longest that connecting may take, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an idle connection is kept: less than servers usually do (Node 5 s), so that we are the first to close it.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);

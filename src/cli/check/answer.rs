@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use url::Url;
 
-use crate::destination::{Fault, Verdict};
+use crate::destination::{CONNECT_TIMEOUT, Fault, Verdict};
 
 /// What came of the test event.
 #[derive(Debug, Serialize)]
@@ -58,8 +58,9 @@ impl Answer {
             Verdict::Failed { fault: Fault::Timeout, .. } => (
                 Outcome::TimedOut,
                 format!(
-                    "timed out: {host} did not answer within {} (delivery.attempt_timeout, of which connecting may take 3s)",
-                    humantime::format_duration(timeout)
+                    "timed out: {host} did not answer within {} (delivery.attempt_timeout, of which connecting may take {})",
+                    humantime::format_duration(timeout),
+                    humantime::format_duration(CONNECT_TIMEOUT.min(timeout))
                 ),
             ),
             Verdict::Failed { fault: Fault::Dns, .. } => (

@@ -51,7 +51,8 @@ pub struct Settings {
     pub head_timeout: Duration,
 }
 
-/// More than the 10 s for which PostHog keeps an idle connection (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
+/// The [`Settings::head_timeout`] of every real service: more than the 10 s for which PostHog keeps an idle connection
+/// (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Default for Settings {

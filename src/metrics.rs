@@ -11,47 +11,18 @@ use prometheus::{
     Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 
+pub use self::labels::{DestinationState, Outcome, Route};
 use crate::{
+    auth::Denied,
     destination::{Fault, Verdict},
     mapping::Filtered,
     variance::Call,
 };
 
+mod labels;
+
 /// The content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// How an event can end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Variance has it.
-    Delivered,
-    /// It is not one to forward.
-    Filtered,
-    /// Variance will not have it.
-    Refused,
-    /// It is no event.
-    Invalid,
-    /// It was held until the end of its time, or of the process's.
-    Abandoned,
-    /// The sender keeps it: told 503 or 429, and not taken in.
-    Returned,
-}
-
-impl Outcome {
-    const ALL: [Self; 6] =
-        [Self::Delivered, Self::Filtered, Self::Refused, Self::Invalid, Self::Abandoned, Self::Returned];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Filtered => "filtered",
-            Self::Refused => "refused",
-            Self::Invalid => "invalid",
-            Self::Abandoned => "abandoned",
-            Self::Returned => "returned",
-        }
-    }
-}
 
 /// All metrics of one service: a value that is handed down, not a global.
 #[derive(Clone, Debug)]
@@ -71,7 +42,8 @@ struct Inner {
     attempts: [IntCounter; 6],
     attempt_seconds: Histogram,
     breaker_openings: IntCounter,
-    auth_failures: IntCounterVec,
+    /// No credential, and none that is right.
+    auth_failures: [IntCounter; 2],
     connections: IntGauge,
     held_events: IntGauge,
     held_bytes: IntGauge,
@@ -94,25 +66,9 @@ pub struct Snapshot {
     pub held_oldest: Duration,
     /// Final outcomes in memory.
     pub remembered: usize,
-    /// Variance's state: one of [`STATES`].
-    pub state: &'static str,
+    /// Variance's state.
+    pub state: DestinationState,
 }
-
-/// The routes, each with the statuses that it answers with.
-const STATUSES: [(&str, &[u16]); 6] = [
-    ("webhook", &[200, 400, 401, 413, 415, 422, 429, 503]),
-    ("batch", &[200, 400, 401, 413, 415, 422, 429, 503]),
-    ("healthz", &[200]),
-    ("readyz", &[200, 503]),
-    ("metrics", &[200]),
-    ("other", &[404, 405]),
-];
-
-/// What can be wrong with a credential: there is none, or it is not a right one.
-const AUTH_FAILURES: [&str; 2] = ["missing", "wrong"];
-
-/// The states that Variance can be in.
-pub const STATES: [&str; 4] = ["unknown", "up", "failing", "paused"];
 
 const PREFIX: &str = "variance_connector_";
 
@@ -137,10 +93,11 @@ impl Metrics {
         let requests = counters("requests_total", "Requests by route and status.", &["route", "status"]);
         let auth_failures = counters("auth_failures_total", "Requests without a right credential.", &["reason"]);
         // A counter that first appears at one shows no increase, so all begin at zero, and alerts see the first.
-        for (route, statuses) in STATUSES {
-            statuses.iter().for_each(|status| requests.with_label_values(&[route, &status.to_string()]).reset());
+        for route in Route::ALL {
+            for status in route.statuses() {
+                requests.with_label_values(&[route.name(), &status.to_string()]).reset();
+            }
         }
-        AUTH_FAILURES.iter().for_each(|reason| auth_failures.with_label_values(&[reason]).reset());
         let build = IntGaugeVec::new(opts("build_info", "This program's version."), &["version"]);
         register(&registry, build).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(ProcessCollector::for_self())).expect("its names are no one else's");
@@ -164,7 +121,7 @@ impl Metrics {
                 Histogram::with_opts(histogram_opts("attempt_duration_seconds", "Time of one attempt to post.")),
             ),
             breaker_openings: counter("breaker_openings_total", "Times that posting to Variance was paused."),
-            auth_failures,
+            auth_failures: ["missing", "wrong"].map(|reason| auth_failures.with_label_values(&[reason])),
             connections: gauge("connections", "Open connections from senders."),
             held_events: gauge("held_events", "Events in memory that Variance does not have yet."),
             held_bytes: gauge("held_bytes", "Memory of the events held."),
@@ -226,17 +183,18 @@ impl Metrics {
         self.0.breaker_openings.inc();
     }
 
-    /// Counts a reply and the time it took. `route` must be one of a closed set.
-    pub fn replied(&self, route: &'static str, status: StatusCode, time: Duration) {
-        self.0.requests.with_label_values(&[route, status.as_str()]).inc();
-        if matches!(route, "webhook" | "batch") {
-            self.0.request_seconds.with_label_values(&[route]).observe(time.as_secs_f64());
+    /// Counts a reply and the time it took.
+    pub fn replied(&self, route: Route, status: StatusCode, time: Duration) {
+        self.0.requests.with_label_values(&[route.name(), status.as_str()]).inc();
+        if matches!(route, Route::Webhook | Route::Batch) {
+            self.0.request_seconds.with_label_values(&[route.name()]).observe(time.as_secs_f64());
         }
     }
 
-    /// Counts a sender without a right credential. `reason` must be one of a closed set.
-    pub fn auth_failed(&self, reason: &'static str) {
-        self.0.auth_failures.with_label_values(&[reason]).inc();
+    /// Counts a sender without a right credential.
+    pub fn auth_failed(&self, denied: Denied) {
+        let is_missing = matches!(denied, Denied::NoToken | Denied::NoApiKey | Denied::NoSignature);
+        self.0.auth_failures[usize::from(!is_missing)].inc();
     }
 
     /// The gauge of open connections.
@@ -253,8 +211,8 @@ impl Metrics {
         set(&self.0.held_limit, held_limit);
         set(&self.0.remembered, remembered);
         self.0.held_oldest.set(held_oldest.as_secs_f64());
-        for name in STATES {
-            self.0.state.with_label_values(&[name]).set(i64::from(name == state));
+        for each in DestinationState::ALL {
+            self.0.state.with_label_values(&[each.name()]).set(i64::from(each == state));
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.0.registry.gather(), &mut text).expect("a vector takes all that is written");

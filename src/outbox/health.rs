@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::{Outcome, Refusal};
-use crate::destination::Fault;
+use crate::{destination::Fault, metrics::DestinationState};
 
 /// How many refusals without a delivery between them mean that something is wrong for all.
 const REFUSALS_IN_A_ROW: u32 = 100;
@@ -13,8 +13,8 @@ const REFUSALS_IN_A_ROW: u32 = 100;
 /// Variance's state, and since when.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// One of [`crate::metrics::STATES`].
-    pub state: &'static str,
+    /// How it is.
+    pub state: DestinationState,
     /// When that began.
     pub since: SystemTime,
     /// What is wrong, while something is.
@@ -39,7 +39,7 @@ pub(super) enum News {
 impl Default for Health {
     fn default() -> Self {
         Self {
-            state: "unknown",
+            state: DestinationState::Unknown,
             since: SystemTime::now(),
             reason: None,
             last_success: None,
@@ -65,16 +65,16 @@ impl Health {
             self.last_success = Some(now);
             self.refused_in_a_row = 0;
         }
-        if self.state != "up" {
-            if self.state == "paused" {
+        if self.state != DestinationState::Up {
+            if self.state == DestinationState::Paused {
                 self.news = Some(News::Resumed(self.since));
             }
-            self.enter("up", None);
+            self.enter(DestinationState::Up, None);
         }
     }
 
     pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, was_closed: bool) {
-        let state = if is_paused { "paused" } else { "failing" };
+        let state = if is_paused { DestinationState::Paused } else { DestinationState::Failing };
         if is_paused && was_closed {
             self.news = Some(News::Paused(fault));
         }
@@ -84,7 +84,7 @@ impl Health {
         self.reason = Some(fault);
     }
 
-    fn enter(&mut self, state: &'static str, reason: Option<Fault>) {
+    fn enter(&mut self, state: DestinationState, reason: Option<Fault>) {
         (self.state, self.since, self.reason) = (state, SystemTime::now(), reason);
     }
 }

@@ -71,7 +71,7 @@ pub(super) struct App {
 /// One of the two routes that take events.
 #[derive(Clone, Debug)]
 struct Route {
-    name: &'static str,
+    label: metrics::Route,
     deadline: Duration,
     body_timeout: Duration,
     budget: Budget,
@@ -105,14 +105,14 @@ impl App {
         let bodies = (2 * max_body).max(MIN_BODIES);
         Self {
             webhook: Route {
-                name: "webhook",
+                label: metrics::Route::Webhook,
                 deadline: webhook_deadline,
                 body_timeout: webhook_deadline,
                 budget: Budget::new(bodies),
                 takes_api_key: false,
             },
             batch: Route {
-                name: "batch",
+                label: metrics::Route::Batch,
                 deadline: batch_deadline,
                 body_timeout: batch_deadline.min(BATCH_BODY_TIMEOUT),
                 budget: Budget::new(bodies),
@@ -139,8 +139,8 @@ impl App {
         let webhook =
             post(|State(app): State<Arc<Self>>, request| async move { app.receive(&app.webhook, request).await });
         let batch = post(|State(app): State<Arc<Self>>, request| async move { app.receive(&app.batch, request).await });
-        let healthz = get(|State(app): State<Arc<Self>>| async move { app.health("healthz") });
-        let readyz = get(|State(app): State<Arc<Self>>| async move { app.health("readyz") });
+        let healthz = get(|State(app): State<Arc<Self>>| async move { app.health(metrics::Route::Healthz) });
+        let readyz = get(|State(app): State<Arc<Self>>| async move { app.health(metrics::Route::Readyz) });
         let metrics = get(|State(app): State<Arc<Self>>| async move { app.metrics() });
         let mut router = Router::new();
         for (path, route) in [
@@ -166,9 +166,9 @@ impl App {
         let _in_flight = self.requests.token();
         let start = Instant::now();
         let reply = self.answer(route, request, start).await;
-        self.intake.metrics.replied(route.name, reply.status, start.elapsed());
+        self.intake.metrics.replied(route.label, reply.status, start.elapsed());
         tracing::debug!(
-            route = route.name,
+            route = route.label.name(),
             status = reply.status.as_u16(),
             received = reply.report.received,
             "replied"
@@ -309,8 +309,7 @@ impl App {
 
     /// The reply to a sender without a right credential.
     fn deny(&self, denied: Denied) -> Reply {
-        let is_missing = matches!(denied, Denied::NoToken | Denied::NoApiKey | Denied::NoSignature);
-        self.intake.metrics.auth_failed(if is_missing { "missing" } else { "wrong" });
+        self.intake.metrics.auth_failed(denied);
         if let Some(requests) = self.refusals.note(Instant::now()) {
             tracing::warn!(requests, reason = %denied, "senders were refused");
         }
@@ -343,7 +342,7 @@ impl App {
     /// A reply to a request whose body nobody wants.
     fn early(&self, reply: Reply, request: Request) -> Response {
         self.discard(request.into_body());
-        self.intake.metrics.replied("other", reply.status, Duration::ZERO);
+        self.intake.metrics.replied(metrics::Route::Other, reply.status, Duration::ZERO);
         reply.into_response()
     }
 
@@ -355,9 +354,9 @@ impl App {
         }
     }
 
-    fn health(&self, route: &'static str) -> Response {
+    fn health(&self, route: metrics::Route) -> Response {
         let is_draining = self.intake.draining.is_cancelled();
-        let status = match is_draining && route == "readyz" {
+        let status = match is_draining && route == metrics::Route::Readyz {
             true => StatusCode::SERVICE_UNAVAILABLE,
             false => StatusCode::OK,
         };
@@ -369,7 +368,7 @@ impl App {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "destination": {
-                "state": health.state,
+                "state": health.state.name(),
                 "since": time(health.since),
                 "reason": health.reason.map(|fault| fault.to_string()),
                 "last_success": health.last_success().map(time),
@@ -384,7 +383,7 @@ impl App {
     }
 
     fn metrics(&self) -> Response {
-        self.intake.metrics.replied("metrics", StatusCode::OK, Duration::ZERO);
+        self.intake.metrics.replied(metrics::Route::Metrics, StatusCode::OK, Duration::ZERO);
         let text = self.intake.metrics.encode(self.intake.outbox.snapshot());
         ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
     }

@@ -200,9 +200,9 @@ impl Outbox {
         Ticket::new(self.clone())
     }
 
-    /// What makes an event the same as another: its uuid, its name and its `distinct_id`.
-    pub fn identity(&self, uuid: &[u8], name: &[u8], distinct_id: &[u8]) -> Identity {
-        self.0.identity_key.identity([uuid, name, distinct_id])
+    /// The identity of what has this key: its uuid, its name and its `distinct_id`.
+    pub fn identity(&self, key: &[impl AsRef<[u8]>; 3]) -> Identity {
+        self.0.identity_key.identity(key.each_ref().map(AsRef::as_ref))
     }
 
     /// Takes an event in, or joins the one of the same identity, and puts it on `ticket` under `index`.

@@ -227,6 +227,13 @@ impl<'a> Event<'a> {
         self.name.as_text().map(Text::unescaped).unwrap_or_default()
     }
 
+    /// What makes it the same as another: its uuid, its name and its `distinct_id`, which some senders have among the
+    /// properties.
+    pub fn key(&self) -> [Cow<'_, [u8]>; 3] {
+        let distinct_id = self.distinct_id.or(self.properties.distinct_id).map_or("", Raw::as_str);
+        [self.uuid.as_str().as_bytes().into(), self.name(), distinct_id.as_bytes().into()]
+    }
+
     /// The properties of the person who did it, when the body carried them: the webhook destination beside the event,
     /// older senders inside it, exported files as `person_properties`.
     pub fn person_properties(&self) -> Option<Raw<'a>> {

@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::reply::{Reply, Report};
 use crate::{
-    json::Raw,
     mapping::{self, Filtered},
     metrics::{self, Metrics},
     outbox::{HandOver, Identity, Outbox, Outcome, Ticket},
@@ -81,8 +80,7 @@ impl Intake {
             Ok(message) => message,
             Err(filtered) => return Prepared::Filtered(filtered),
         };
-        let distinct_id = event.distinct_id.or(event.properties.distinct_id).map_or("", Raw::as_str);
-        let identity = self.outbox.identity(message.id().as_bytes(), &event.name(), distinct_id.as_bytes());
+        let identity = self.outbox.identity(&event.key());
         Prepared::Message { message, identity, has_own_id: !event.uuid.is_random() }
     }
 

@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     cli::input::{Item, Original, Place, Position, Source},
-    json::Raw,
     mapping,
     outbox::{Identity, Outbox},
     posthog::Event,
@@ -128,8 +127,7 @@ impl Reader {
             self.counts.add(End::Filtered);
             return Ok(());
         };
-        let distinct_id = event.distinct_id.or(event.properties.distinct_id).map_or("", Raw::as_str);
-        let identity = self.outbox.identity(message.id().as_bytes(), &event.name(), distinct_id.as_bytes());
+        let identity = self.outbox.identity(&event.key());
         let mut kept = Vec::new();
         if self.keeps_originals {
             kept.reserve_exact(original.len());

@@ -150,7 +150,7 @@ impl Sender<'_> {
         *since = Instant::now();
         // The outbox remembers how it has ended under the former identity.
         self.returned += 1;
-        work.identity = self.outbox.identity(work.message.id().as_bytes(), b"again", &self.returned.to_le_bytes());
+        work.identity = self.outbox.identity(&[work.message.id().as_bytes(), b"again", &self.returned.to_le_bytes()]);
         self.try_hand_over(place)
     }
 

@@ -3,11 +3,12 @@
 //! Decoding is lenient where PostHog is (any field may be absent or of another type) and keeps every value as it was
 //! written. Only an element that names no event is [`Invalid`], and it costs its neighbours nothing.
 
-use std::{borrow::Cow, fmt};
+use std::borrow::Cow;
 
-use uuid::Uuid;
-
+pub use self::event_id::{EventId, MAX_UUID_BYTES};
 use crate::json::{Raw, Scanner, SyntaxError, Text};
+
+mod event_id;
 
 /// The most elements in one body.
 pub const MAX_ELEMENTS: usize = 10_000;
@@ -17,12 +18,6 @@ pub const MAX_ELEMENT_BYTES: usize = 4 << 20;
 
 /// The most properties that an element of [`MAX_ELEMENT_BYTES`] has room for, each at least `"":0,`.
 const MAX_PROPERTIES: usize = MAX_ELEMENT_BYTES / 5;
-
-/// The most bytes of an event's `uuid`; a longer one is no identity.
-pub const MAX_UUID_BYTES: usize = 200;
-
-/// The namespace of the identities that are made from an event's bytes.
-const NAMESPACE: Uuid = Uuid::from_u128(0x6d0e_4c0a_9f5b_4b52_8f0c_76a1_0c1e_54c7);
 
 /// A whole body: valid JSON, of whose elements a `T` each has been made.
 #[derive(Debug)]
@@ -414,59 +409,6 @@ impl<'a> Properties<'a> {
             Ok(())
         })?;
         Ok(of)
-    }
-}
-
-/// An event's `uuid`, as it was written and as it reads.
-#[derive(Clone, Debug)]
-pub struct EventId<'a> {
-    json: Cow<'a, str>,
-    plain: Cow<'a, str>,
-    is_random: bool,
-}
-
-impl<'a> EventId<'a> {
-    /// The `uuid` that any sender sets: every string counts, since it need only be the same on a re-send.
-    fn of_uuid(raw: Raw<'a>) -> Option<Self> {
-        let plain = raw.as_text()?.to_scalar_string();
-        let fits = (1..=MAX_UUID_BYTES).contains(&plain.len());
-        fits.then_some(Self { json: Cow::Borrowed(raw.as_str()), plain, is_random: false })
-    }
-
-    /// The `id` of older senders, which is another thing elsewhere: it counts only if it is a UUID.
-    fn of_id(raw: Raw<'a>) -> Option<Self> {
-        Self::of_uuid(raw).filter(|id| Uuid::try_parse(&id.plain).is_ok())
-    }
-
-    /// An identity for an event that has none: from its bytes if its own timestamp makes them unlike any other's, so that
-    /// a re-send is known again; else a random one, because a duplicate is better than a loss.
-    fn made_for(event: Raw<'a>, timestamp: Option<Raw<'a>>) -> Self {
-        let (uuid, is_random) = match timestamp {
-            Some(_) => (Uuid::new_v5(&NAMESPACE, event.as_str().as_bytes()), false),
-            None => (Uuid::new_v4(), true),
-        };
-        Self { json: Cow::Owned(format!("\"{uuid}\"")), plain: Cow::Owned(uuid.to_string()), is_random }
-    }
-
-    /// Whether it is another one each time that the event is decoded.
-    pub fn is_random(&self) -> bool {
-        self.is_random
-    }
-
-    /// The id as JSON, byte for byte as the sender wrote it.
-    pub fn as_json(&self) -> &str {
-        &self.json
-    }
-
-    /// The id as it reads, at most [`MAX_UUID_BYTES`].
-    pub fn as_str(&self) -> &str {
-        &self.plain
-    }
-}
-
-impl fmt::Display for EventId<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.plain)
     }
 }
 

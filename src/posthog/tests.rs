@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use uuid::{Variant, Version};
+use uuid::{Uuid, Variant, Version};
 
 use super::*;
 

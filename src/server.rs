@@ -1,7 +1,7 @@
 //! The HTTP face: its settings, and how it begins and ends. The caller owns the listener and the reason to stop.
 //!
-//! `connections` accepts, `app` routes, judges and reads requests, `intake` hands their events over and waits for what
-//! becomes of them, and `reply` tells that; `body` keeps bodies within their bounds.
+//! `connections` accepts, `app` routes, its `receive` judges and reads requests with events, `intake` hands these over and
+//! waits for what becomes of them, and `reply` tells that; `body` keeps bodies within their bounds.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

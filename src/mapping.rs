@@ -80,9 +80,9 @@ pub enum Filtered {
     /// It is a call that the settings leave out.
     #[error("the call `{0}` is not in filter.calls")]
     CallOff(Call),
-    /// The settings leave out its name.
+    /// It is a call whose name the settings leave out.
     #[error("excluded by filter.exclude")]
-    Excluded,
+    Excluded(Call),
 }
 
 /// `name` and `version` of this program, as the app sent its own.
@@ -114,7 +114,7 @@ impl Settings {
             return Err(Filtered::CallOff(call));
         }
         match self.exclude.iter().any(|pattern| pattern.matches(name)) {
-            true => Err(Filtered::Excluded),
+            true => Err(Filtered::Excluded(call)),
             false => Ok(call),
         }
     }

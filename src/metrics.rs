@@ -153,7 +153,7 @@ impl Metrics {
         let (call, reason) = match reason {
             Filtered::NoCall => (None, 0),
             Filtered::CallOff(call) => (Some(call), 1),
-            Filtered::Excluded => (None, 2),
+            Filtered::Excluded(call) => (Some(call), 2),
         };
         self.ended(call, Outcome::Filtered, 1);
         self.0.filtered[reason].inc();

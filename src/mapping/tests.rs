@@ -82,21 +82,21 @@ fn the_name_decides_the_call_and_whether_it_is_forwarded() {
         ("$identify", Ok("identify")),
         ("$create_alias", Ok("alias")),
         ("$groupidentify", Err(CallOff(Call::Group))),
-        ("$set", Err(Excluded)),
+        ("$set", Err(Excluded(Call::Identify))),
         ("$autocapture", Err(NoCall)),
         ("$pageview ", Err(NoCall)),
         ("$PAGEVIEW", Err(NoCall)),
         ("$merge_dangerously", Err(NoCall)),
         ("$", Err(NoCall)),
         (r"\u0024web_vitals", Err(NoCall)),
-        ("secret", Err(Excluded)),
-        (r"s\u0065cret", Err(Excluded)),
+        ("secret", Err(Excluded(Call::Capture))),
+        (r"s\u0065cret", Err(Excluded(Call::Capture))),
         ("secrets", Ok("track")),
         ("Secret", Ok("track")),
-        ("internal ", Err(Excluded)),
-        ("internal ping", Err(Excluded)),
+        ("internal ", Err(Excluded(Call::Capture))),
+        ("internal ping", Err(Excluded(Call::Capture))),
         ("internal", Ok("track")),
-        (r"\u00e9v\u00e9nement", Err(Excluded)),
+        (r"\u00e9v\u00e9nement", Err(Excluded(Call::Capture))),
         (r"cut \ud83d", Ok("track")),
     ] {
         let message = map(&settings, &format!(r#"{{"event":"{name}"}}"#));
@@ -104,7 +104,7 @@ fn the_name_decides_the_call_and_whether_it_is_forwarded() {
         assert_eq!(type_name, expected.map(Value::from), "{name}");
     }
     let everything = Settings { exclude: vec!["*".parse().unwrap()], ..settings };
-    assert_eq!(map(&everything, r#"{"event":"signed up"}"#), Err(Excluded));
+    assert_eq!(map(&everything, r#"{"event":"signed up"}"#), Err(Excluded(Call::Capture)));
 }
 
 #[test]

@@ -20,7 +20,7 @@ const OWN: &str = env!("CARGO_CRATE_NAME");
 /// How much the dependencies log unless a directive names them.
 const OTHERS: LevelFilter = LevelFilter::WARN;
 
-/// Logs an error for each attempt whose certificate it does not trust. The outbox says the same once.
+/// The dependency that logs an error for each attempt whose certificate it does not trust, off: the outbox says it once.
 const REPEATING: &str = "rustls_platform_verifier=off";
 
 /// What is logged, and how.

@@ -21,7 +21,7 @@ pub struct Health {
     pub reason: Option<Fault>,
     last_success: Option<Instant>,
     refused_in_a_row: u32,
-    /// What there is to log: the state has changed from or to paused.
+    /// What there is to log, if there is something.
     pub(super) news: Option<News>,
 }
 

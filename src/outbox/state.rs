@@ -299,7 +299,7 @@ impl State {
         [end, next]
     }
 
-    /// Ends everything that is not in flight, because the process ends.
+    /// Ends everything, because the process ends: nobody attempts anything any more.
     pub(super) fn abandon_all(&mut self, now: Instant) -> Vec<Ended> {
         let keys: Vec<_> = self.entries.iter().map(|(key, _)| u32::try_from(key).expect("it came from one")).collect();
         keys.into_iter().map(|key| self.end(key, Outcome::Abandoned, now)).collect()

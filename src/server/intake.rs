@@ -38,7 +38,7 @@ pub(super) struct Intake {
     pub hurry: CancellationToken,
 }
 
-/// When and how a request stops waiting for its events.
+/// When a request came, and when it stops waiting for its events.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     /// When the request arrived: the time of events without one.

@@ -5,12 +5,14 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use axum::http::Method;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::{
     harness::{Reply, Service},
+    program::Program,
     variance::Variance,
 };
 
@@ -19,6 +21,11 @@ const SECOND_TOKEN: &str = "the-second-of-two-tokens";
 const SECRET: &[u8] = b"the-first-of-two-signing-secrets";
 const SECOND_SECRET: &[u8] = b"the-second-of-two-signing-secrets";
 const OTHER_SECRET: &[u8] = b"a-signing-secret-of-somebody-else";
+
+const FAILURES: [&str; 2] = [
+    r#"variance_connector_auth_failures_total{reason="missing"}"#,
+    r#"variance_connector_auth_failures_total{reason="wrong"}"#,
+];
 
 /// What a sender presents, beside an event.
 #[derive(Clone, Default)]
@@ -41,11 +48,14 @@ struct Signature {
     around: [&'static str; 2],
     /// What the signed body has at its end that the sent one has not.
     altered: &'static str,
+    /// What is signed is the body before it is packed.
+    before_packing: bool,
     /// The id that is sent; another one is signed if it is not this.
     id: &'static str,
 }
 
-const SIGNED: Signature = Signature { secret: SECRET, age: 0, around: ["v1,", ""], altered: "", id: "msg_1" };
+const SIGNED: Signature =
+    Signature { secret: SECRET, age: 0, around: ["v1,", ""], altered: "", before_packing: false, id: "msg_1" };
 
 fn none() -> Credential {
     Credential::default()
@@ -78,19 +88,24 @@ impl Credential {
     }
 
     async fn send(self, service: &Service, path: &str, id: &str) -> Reply {
+        self.send_by(Method::POST, service, path, id).await
+    }
+
+    async fn send_by(self, method: Method, service: &Service, path: &str, id: &str) -> Reply {
         let body = self.body.unwrap_or_else(|| event().to_string()).replace("{id}", id);
-        let mut request = service.client.post(service.url(path));
-        let mut bytes = body.into_bytes();
+        let mut request = service.client.request(method, service.url(path));
+        let mut bytes = body.clone().into_bytes();
         if self.packed {
             let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             gzip.write_all(&bytes).unwrap();
             bytes = gzip.finish().unwrap();
             request = request.header("content-encoding", "gzip");
         }
-        if let Some(Signature { secret, age, around, altered, id }) = self.signature {
+        if let Some(Signature { secret, age, around, altered, before_packing, id }) = self.signature {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
             let timestamp = now.checked_add_signed(age).unwrap();
-            let signed = [format!("msg_1.{timestamp}.").as_bytes(), &bytes, altered.as_bytes()].concat();
+            let covered = if before_packing { body.as_bytes() } else { &bytes };
+            let signed = [format!("msg_1.{timestamp}.").as_bytes(), covered, altered.as_bytes()].concat();
             let right = STANDARD.encode(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), &signed));
             request = request.header("webhook-id", id).header("webhook-timestamp", timestamp.to_string());
             request = request.header("webhook-signature", format!("{}{right}{}", around[0], around[1]));
@@ -176,13 +191,14 @@ fn credentials() -> Vec<(&'static str, Credential, [bool; 2])> {
         ("signed with another secret", signed(Signature { secret: OTHER_SECRET, ..SIGNED }), nowhere),
         ("token beside a wrong signature", signed(SIGNED.of_another()).and("authorization", TOKEN), everywhere),
         ("stale", signed(Signature { age: -310, ..SIGNED }), nowhere),
-        ("from the future", signed(Signature { age: 310, ..SIGNED }), nowhere),
+        // It comes nearer while it is on its way.
+        ("from the future", signed(Signature { age: 3600, ..SIGNED }), nowhere),
         ("body altered", signed(Signature { altered: " ", ..SIGNED }), nowhere),
         ("id altered", signed(Signature { id: "msg_2", ..SIGNED }), nowhere),
         ("version unknown", signed(Signature { around: ["v2,", ""], ..SIGNED }), nowhere),
         ("signature cut", header("webhook-signature", "v1,AAAA").and("webhook-id", "msg_1"), nowhere),
         ("signature empty", signed(Signature { around: [" ", ""], ..SIGNED }), nowhere),
-        ("signature of the packed, sent unpacked", signed(Signature { altered: "\0", ..SIGNED }), nowhere),
+        ("signed before it was packed", signed(Signature { before_packing: true, ..SIGNED }).packed(), nowhere),
     ]
 }
 
@@ -231,9 +247,8 @@ async fn only_a_right_credential_opens_a_route_and_a_failed_one_takes_nothing_in
         }
     }
     assert_eq!(variance.ids(), opened);
-    let failures = |reason| format!(r#"variance_connector_auth_failures_total{{reason="{reason}"}}"#);
-    let counted = service.metric(&failures("missing")).await + service.metric(&failures("wrong")).await;
-    assert_eq!(counted, f64::from(denied));
+    let [missing, wrong] = FAILURES.map(|failures| service.metric(failures));
+    assert_eq!(missing.await + wrong.await, f64::from(denied));
     assert_eq!(service.metric("variance_connector_received_events_total").await, opened.len() as f64);
 }
 
@@ -241,21 +256,24 @@ async fn only_a_right_credential_opens_a_route_and_a_failed_one_takes_nothing_in
 async fn what_is_no_door_asks_for_no_credential_and_takes_nothing_in() {
     let variance = Variance::start().await;
     let service = Service::start(&variance, |settings| settings.auth.tokens = vec![TOKEN.parse().unwrap()]).await;
-    for credential in [none(), bearer(TOKEN), bearer("a-token-of-somebody")] {
-        for path in ["/", "/webhooks", "/webhook/x", "/batch//", "/capture", "/e/"] {
-            assert_eq!(credential.clone().send(&service, path, path).await.status, 404, "{path}");
+    for (name, credential, _) in credentials() {
+        for (method, paths, status) in [
+            (Method::POST, &["/", "/webhooks", "/webhook/x", "/batch//", "/capture", "/e/"][..], 404),
+            (Method::POST, &["/healthz", "/readyz", "/metrics"], 405),
+            (Method::GET, &["/webhook", "/batch", "/batch/"], 405),
+            (Method::GET, &["/healthz", "/readyz", "/metrics"], 200),
+        ] {
+            for path in paths {
+                let reply = credential.clone().send_by(method.clone(), &service, path, name).await;
+                assert_eq!(reply.status, status, "{name}: {method} {path}");
+            }
         }
-        for path in ["/healthz", "/readyz", "/metrics"] {
-            assert_eq!(credential.clone().send(&service, path, path).await.status, 405, "{path}");
-        }
-    }
-    for path in ["/healthz", "/readyz", "/metrics"] {
-        assert_eq!(service.get(path).await.status, 200, "{path}");
-    }
-    for path in ["/webhook", "/batch"] {
-        assert_eq!(service.get(path).await.status, 405, "{path}");
     }
     assert_eq!(variance.received().len(), 0);
+    assert_eq!(service.metric("variance_connector_received_events_total").await, 0.0);
+    for failures in FAILURES {
+        assert_eq!(service.metric(failures).await, 0.0, "{failures}");
+    }
 }
 
 #[tokio::test]
@@ -276,5 +294,44 @@ async fn what_is_not_configured_opens_nothing() {
     let service = Service::start(&variance, |_| {}).await;
     for (name, credential, _) in credentials().into_iter().filter(|(name, ..)| !name.contains("no JSON")) {
         assert_eq!(credential.send(&service, "/webhook", name).await.status, 200, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_would_let_anybody_in_does_not_start_and_says_what_would() {
+    let variance = Variance::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens");
+    std::fs::write(&file, format!("{TOKEN}\nshort\n")).unwrap();
+    let no_credential = "no credential is asked of senders: set server.token (CONNECTOR_TOKEN), or \
+                         server.signing_secret (CONNECTOR_SIGNING_SECRET), or, if only who may send can reach it, \
+                         server.allow_anonymous (CONNECTOR_ALLOW_ANONYMOUS) to true";
+    let token = "must be a token of at least 16 characters";
+    let secret = "must be a signing secret of at least 24 bytes in base64, such as `whsec_…`";
+    for (variables, way_out) in [
+        (&[][..], no_credential),
+        (&[("CONNECTOR_LISTEN", "[::]:0")], no_credential),
+        (&[("CONNECTOR_TOKEN", ""), ("CONNECTOR_SIGNING_SECRET", "")], no_credential),
+        (&[("CONNECTOR_ALLOW_ANONYMOUS", "false")], no_credential),
+        (&[("CONNECTOR_ALLOW_ANONYMOUS", "yes")], "is \"yes\", but must be true or false"),
+        (&[("CONNECTOR_TOKEN", "short")], token),
+        (&[("CONNECTOR_TOKEN", " , ")], token),
+        (&[("CONNECTOR_TOKEN", "the-first-of-two-tokens,short")], token),
+        (&[("CONNECTOR_TOKEN_FILE", file.to_str().unwrap())], token),
+        (&[("CONNECTOR_TOKEN", "short"), ("CONNECTOR_ALLOW_ANONYMOUS", "true")], token),
+        (&[("CONNECTOR_TOKEN", "short"), ("CONNECTOR_LISTEN", "127.0.0.1:0")], token),
+        (&[("CONNECTOR_SIGNING_SECRET", "whsec_")], secret),
+        (&[("CONNECTOR_SIGNING_SECRET", "whsec_dG9vIHNob3J0")], secret),
+        (&[("CONNECTOR_SIGNING_SECRET", "whsec_this!is@not#base64$this%is^not&base64")], secret),
+        (&[("CONNECTOR_TOKEN", TOKEN), ("CONNECTOR_SIGNING_SECRET", "broken")], secret),
+    ] {
+        let program = Program::new(["serve"]).to(&variance).env("CONNECTOR_LISTEN", "0.0.0.0:0");
+        let mut running = variables.iter().fold(program, |program, (name, value)| program.env(name, value)).start();
+        let mut errors = running.errors();
+        // If it starts all the same, this is a line of its log, and it does not end.
+        let told = errors.next().await.expect("it says why not");
+        assert!(told.starts_with("error: server."), "{variables:?}: {told}");
+        assert_eq!((errors.next().await, running.ended().await.code), (None, 64), "{variables:?}: {told}");
+        assert!(told.contains(way_out), "{variables:?}: {told}");
     }
 }

@@ -36,7 +36,7 @@ pub(super) enum Kind {
 pub(super) enum Shown {
     /// All of it.
     Plainly,
-    /// A URL: not its user, its password or its query.
+    /// A URL: its host, and of its path and query the length and the end.
     Url,
     /// Its length and its end.
     Masked,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use axum::http::{HeaderValue, Uri};
 use bytesize::ByteSize;
-use url::{Host, Url};
+use url::{Host, Position, Url};
 
 use crate::{
     auth::{SigningSecret, Token},
@@ -139,14 +139,15 @@ pub(super) fn log_level(text: &str) -> Result<telemetry::Directives, String> {
     text.parse().map_err(str::to_owned)
 }
 
-/// A webhook URL without what may be a credential: its user, its password, and what stands in its query.
+/// A webhook URL's host, and of what follows it no more than of a credential: who knows a webhook's path may post to it.
 pub(super) fn url_without_secrets(text: &str) -> String {
     let Ok(mut url) = webhook_url(text) else { return String::new() };
-    remove_user(&mut url);
-    let query = if url.query().is_some() { "?[hidden]" } else { "" };
-    url.set_query(None);
     url.set_fragment(None);
-    format!("{url}{query}")
+    let origin = url.origin().ascii_serialization();
+    match url[Position::BeforePath..].trim_start_matches('/') {
+        "" => format!("{origin}/"),
+        rest => format!("{origin}/… ({})", masked(rest)),
+    }
 }
 
 /// A credential's length, and its end if it is long enough to spare it.
@@ -232,6 +233,22 @@ mod tests {
             assert!(remove_user(&mut url));
             assert_eq!(url.as_str(), "https://host/a?b");
             assert!(!remove_user(&mut url));
+        }
+    }
+
+    #[test]
+    fn of_a_webhook_url_no_more_than_the_host_is_shown_whole() {
+        for (url, shown) in [
+            ("https://variance.example", "https://variance.example/"),
+            ("https://variance.example/hook", "https://variance.example/… (4 characters)"),
+            ("https://variance.example:443/?a=b", "https://variance.example/… (4 characters)"),
+            (
+                "http://me:secret@[::1]:8080/hooks/posthog?team=7#part",
+                r#"http://[::1]:8080/… (20 characters ending in "=7")"#,
+            ),
+            ("not a URL", ""),
+        ] {
+            assert_eq!(url_without_secrets(url), shown, "{url}");
         }
     }
 

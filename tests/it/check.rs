@@ -80,11 +80,14 @@ async fn the_test_event_is_one_marked_track_whatever_the_filters_say() {
 #[tokio::test]
 async fn what_an_answer_means_is_said_in_words_and_for_programs() {
     let variance = Variance::start().await;
-    let location = "Location: https://elsewhere.example/hook".to_owned();
+    let moved = |location| Behaviour::StatusWith(308, format!("Location: {location}"));
     for (behaviour, result, status, words) in [
         (Behaviour::Status(401), "credential_refused", json!(401), "credential refused: Variance answered 401"),
-        (Behaviour::Status(404), "wrong_path", json!(404), "no webhook at /hooks/posthog"),
-        (Behaviour::StatusWith(308, location), "redirect", json!(308), "to https://elsewhere.example/hook"),
+        (Behaviour::Status(404), "wrong_path", json!(404), "no webhook at the path of"),
+        (moved("https://me:pass@elsewhere.example/hook"), "redirect", json!(308), "to https://elsewhere.example. "),
+        (moved("/hooks/posthog/"), "redirect", json!(308), "to another path of the same host. "),
+        (moved("mailto:me"), "redirect", json!(308), "308 Permanent Redirect. "),
+        (Behaviour::Status(308), "redirect", json!(308), "308 Permanent Redirect. "),
         (Behaviour::Status(400), "event_refused", json!(400), "event refused: Variance answered 400"),
         (Behaviour::Status(429), "busy", json!(429), "busy: Variance answered 429"),
         (Behaviour::Status(500), "server_error", json!(500), "server error: Variance answered 500"),

@@ -119,15 +119,15 @@ fn of_status(status: StatusCode, url: &Url, location: Option<&str>) -> (Outcome,
         404 | 405 | 410 => (
             Outcome::WrongPath,
             format!(
-                "wrong path: Variance answered {status}. There is no webhook at {}: copy variance.webhook_url again",
-                url.path()
+                "wrong path: Variance answered {status}. There is no webhook at the path of variance.webhook_url: copy it \
+                 again"
             ),
         ),
         300..=399 => {
-            let target = location.map(|location| format!(" to {location}")).unwrap_or_default();
             let text = format!(
-                "redirect: Variance answered {status}{target}. Redirects are not followed: set variance.webhook_url to \
-                 where it should go"
+                "redirect: Variance answered {status}{}. Redirects are not followed: set variance.webhook_url to \
+                 where it should go",
+                direction(url, location)
             );
             (Outcome::Redirect, text)
         }
@@ -142,6 +142,15 @@ fn of_status(status: StatusCode, url: &Url, location: Option<&str>) -> (Outcome,
                 "server error: Variance answered {status}, which is no fault of the configuration: try again later"
             ),
         ),
+    }
+}
+
+/// Where a redirect leads, but for the path: it is as good as that of the webhook's URL, which is not shown either.
+fn direction(url: &Url, location: Option<&str>) -> String {
+    match location.and_then(|location| url.join(location).ok()) {
+        Some(target) if target.origin() == url.origin() => " to another path of the same host".to_owned(),
+        Some(target) if target.origin().is_tuple() => format!(" to {}", target.origin().ascii_serialization()),
+        _ => String::new(),
     }
 }
 

@@ -213,8 +213,14 @@ impl fmt::Debug for Destination {
 }
 
 /// What is left of a reply whose head has told all.
-#[derive(Debug)]
 pub struct Rest(Option<Response>);
+
+impl fmt::Debug for Rest {
+    /// Shows neither the URL that was asked nor the headers, which may name another.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rest").field("status", &self.0.as_ref().map(Response::status)).finish_non_exhaustive()
+    }
+}
 
 impl Rest {
     /// Where the reply says that the webhook has moved.

@@ -5,10 +5,14 @@
 use std::fmt::Debug;
 
 use serde_json::json;
-use variance_connector::config::{self, Flags};
+use variance_connector::{
+    auth::Auth,
+    config::{self, Flags},
+    destination::Destination,
+};
 
 use crate::{
-    harness::{Reply, client},
+    harness::{Reply, client, install_provider},
     program::Program,
     variance::{Behaviour, Variance},
 };
@@ -190,8 +194,16 @@ async fn what_is_wrong_with_a_secret_is_said_without_it() {
 
 #[tokio::test]
 async fn what_developers_print_has_no_secret() {
+    install_provider();
     let variance = Variance::start().await;
-    let variables = secrets("http", &variance).into_iter().map(|(name, value)| (name.into(), value.into()));
-    let loaded = config::load(&Flags::default(), variables).unwrap();
-    assert_no_canary("the configuration", &format!("{:?} {:#?}", loaded.config, loaded.config));
+    variance.always(answer("moved"));
+    let variables = || secrets("http", &variance).into_iter().map(|(name, value)| (name.into(), value.into()));
+    let loaded = config::load(&Flags::default(), variables()).unwrap();
+    let forwarding = config::forwarding(&Flags::default(), variables()).unwrap();
+    assert_no_canary("the configuration", &format!("{loaded:?} {loaded:#?} {forwarding:?}"));
+    let auth = Auth::new(loaded.config.service.auth);
+    let destination = Destination::new(loaded.config.service.destination, 1).unwrap();
+    let attempt = destination.post("{}".into()).await;
+    assert!(attempt.1.location().is_some(), "it is a whole answer");
+    assert_no_canary("the parts", &format!("{auth:?} {destination:?} {attempt:?}"));
 }

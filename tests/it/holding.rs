@@ -1,12 +1,15 @@
 //! What Variance does not have yet is held, tried again, and sent once.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde_json::json;
 
 use crate::{
     harness::{Reply, Service},
-    variance::{Behaviour, Variance},
+    variance::{Accepting, Behaviour, Variance},
 };
 
 /// A webhook's body with an identity of its own.
@@ -111,6 +114,30 @@ async fn everything_sent_during_an_outage_arrives_once_when_it_is_over() {
     assert_eq!(ids, Vec::from_iter(0..50));
     assert!(variance.max_in_flight() <= 8, "{}", variance.max_in_flight());
     assert!(service.metric("variance_connector_breaker_openings_total").await >= 1.0);
+}
+
+#[tokio::test]
+async fn when_a_pause_is_over_what_is_held_is_posted_as_concurrently_as_it_may() {
+    const CONCURRENCY: usize = 8;
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |settings| {
+        settings.server.webhook_deadline = Duration::from_millis(100);
+        settings.outbox.concurrency = CONCURRENCY;
+    })
+    .await;
+    variance.accepting(Accepting::Resetting);
+    let events: Vec<_> = (0..50).map(event).collect();
+    let reply = service.post("/webhook", format!("[{}]", events.join(","))).await;
+    assert_eq!((reply.status, reply.counts()), (503, [50, 0, 0, 0, 0, 50]));
+    // Whoever is first is the probe. After it, none gets an answer: what comes then has not waited for another.
+    let has_been_probed = AtomicBool::new(false);
+    variance.script(move |_| match has_been_probed.swap(true, Ordering::SeqCst) {
+        false => Behaviour::Status(200),
+        true => Behaviour::BytesThenSilence(Vec::new()),
+    });
+    variance.accepting(Accepting::Normally);
+    variance.received_at_least(1 + CONCURRENCY).await;
+    assert_eq!(variance.max_in_flight(), CONCURRENCY);
 }
 
 /// A service that holds events for half a second.

@@ -1,11 +1,16 @@
 //! What hostile senders meet: limits, told where that helps, that cost nobody else anything.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use flate2::{
     Compression,
     write::{GzEncoder, ZlibEncoder},
 };
+use ring::hmac::{self, HMAC_SHA256};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,10 +22,11 @@ use tokio::{
 use crate::{
     harness::{PATIENCE, Reply, Service, client},
     program::Program,
-    variance::{Accepting, Variance},
+    variance::{Behaviour, Variance},
 };
 
 const TOKEN: &str = "a-token-of-the-tests";
+const SECRET: &[u8] = b"a-signing-secret-of-the-tests";
 const MAX_BODY: usize = 1 << 20;
 
 fn event(id: &str) -> String {
@@ -140,6 +146,9 @@ async fn bodies_that_are_being_read_have_a_budget_and_those_of_strangers_a_small
     let service = Service::start(&variance, |settings| {
         settings.server.max_body = MAX_BODY;
         settings.auth.tokens = vec![TOKEN.parse().unwrap()];
+        settings.auth.signing_secrets = vec![STANDARD.encode(SECRET).parse().unwrap()];
+        // None is made again while another is waited for.
+        settings.destination.attempt_timeout = PATIENCE;
     })
     .await;
     let token = format!("Authorization: Bearer {TOKEN}\r\n");
@@ -168,13 +177,28 @@ async fn bodies_that_are_being_read_have_a_budget_and_those_of_strangers_a_small
     drop((stranger, second));
     until(200, || batch("after all")).await;
 
-    // A stranger who turns out to be none makes room for others, though it waits.
-    variance.accepting(Accepting::Silently);
-    let waits =
-        format!(r#"{{"batch":[{}],"api_key":"{TOKEN}","x":"{}"}}"#, event("waits"), "x".repeat(MAX_BODY - 1000));
-    let waiting = tokio::spawn(Reply::of(service.client.post(service.url("/batch")).body(waits)));
-    until(401, || service.post("/batch", format!(r#"{{"batch":[],"api_key":"wrong"}}{}"#, " ".repeat(2000)))).await;
-    waiting.abort();
+    // A stranger who turns out to be none, by the body's key or by its signature, makes room for others while it waits.
+    variance.always(Behaviour::BytesThenSilence(Vec::new()));
+    for is_signed in [false, true] {
+        let properties = json!({"x": "x".repeat(MAX_BODY / 2 - 2000)});
+        let large = |id| json!({"event": id, "uuid": is_signed.to_string(), "properties": properties});
+        let key = if is_signed { "none" } else { TOKEN };
+        let body = json!({"batch": [large("first"), large("second")], "api_key": key}).to_string();
+        let before = variance.count();
+        let mut request = service.client.post(service.url("/batch"));
+        if is_signed {
+            let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            let signature = hmac::sign(&hmac::Key::new(HMAC_SHA256, SECRET), format!("id.{time}.{body}").as_bytes());
+            let signature = format!("v1,{}", STANDARD.encode(signature));
+            request = request.header("webhook-id", "id").header("webhook-timestamp", time);
+            request = request.header("webhook-signature", signature);
+        }
+        let waiting = tokio::spawn(Reply::of(request.body(body)));
+        variance.received_at_least(before + 2).await;
+        let wrong = format!(r#"{{"batch":[],"api_key":"wrong"}}{}"#, " ".repeat(10_000));
+        assert_eq!(service.post("/batch", wrong).await.status, 401, "signed: {is_signed}");
+        waiting.abort();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,13 +242,17 @@ async fn slow_senders_are_let_go_of_in_time_and_keep_nobody_waiting() {
         });
     }
     let mut answered = 0;
-    // Each ends when its connection does.
-    while !slow.is_empty() {
-        let reply = service.client.post(service.url("/webhook")).bearer_auth(TOKEN).body(event(&answered.to_string()));
-        assert_eq!(Reply::of(reply).await.status, 200);
-        answered += 1;
-        while slow.try_join_next().is_some_and(|ended| ended.is_ok()) {}
-    }
+    let beside = async {
+        // Each ends when its connection does.
+        while !slow.is_empty() {
+            let id = event(&answered.to_string());
+            let reply = service.client.post(service.url("/webhook")).bearer_auth(TOKEN).body(id);
+            assert_eq!(Reply::of(reply).await.status, 200);
+            answered += 1;
+            while slow.try_join_next().is_some_and(|ended| ended.is_ok()) {}
+        }
+    };
+    timeout(PATIENCE, beside).await.expect("slow senders are let go of");
     assert!(answered > 10, "{answered}");
 }
 

@@ -36,7 +36,7 @@
 //! sleeps until something is due.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -314,11 +314,9 @@ impl Shared {
             self.metrics.attempted(verdict, now - start);
             let (ended, is_due_earlier, news) = {
                 let mut state = self.state();
-                (state.finish(&job, verdict, now), state.is_due_earlier(), state.health.news.take())
+                (state.finish(&job, verdict, now), state.is_due_earlier(), mem::take(&mut state.health.news))
             };
-            if let Some(news) = news {
-                self.log(news);
-            }
+            news.into_iter().for_each(|news| self.log(news));
             if let Some(ended) = ended {
                 self.announce(ended);
             }

@@ -21,8 +21,8 @@ pub struct Health {
     pub reason: Option<Fault>,
     last_success: Option<Instant>,
     refused_in_a_row: u32,
-    /// What there is to log, if there is something.
-    pub(super) news: Option<News>,
+    /// What there is to log.
+    pub(super) news: Vec<News>,
 }
 
 /// A change that operators want to know.
@@ -44,7 +44,7 @@ impl Default for Health {
             reason: None,
             last_success: None,
             refused_in_a_row: 0,
-            news: None,
+            news: Vec::new(),
         }
     }
 }
@@ -56,27 +56,27 @@ impl Health {
     }
 
     pub(super) fn answered(&mut self, outcome: Outcome, now: Instant) {
+        if self.state != DestinationState::Up {
+            if self.state == DestinationState::Paused {
+                self.news.push(News::Resumed(self.since));
+            }
+            self.enter(DestinationState::Up, None);
+        }
         if let Outcome::Refused(refusal) = outcome {
             self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
             if self.refused_in_a_row == REFUSALS_IN_A_ROW {
-                self.news = Some(News::RefusesAll(refusal, REFUSALS_IN_A_ROW));
+                self.news.push(News::RefusesAll(refusal, REFUSALS_IN_A_ROW));
             }
         } else {
             self.last_success = Some(now);
             self.refused_in_a_row = 0;
-        }
-        if self.state != DestinationState::Up {
-            if self.state == DestinationState::Paused {
-                self.news = Some(News::Resumed(self.since));
-            }
-            self.enter(DestinationState::Up, None);
         }
     }
 
     pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, was_closed: bool) {
         let state = if is_paused { DestinationState::Paused } else { DestinationState::Failing };
         if is_paused && was_closed {
-            self.news = Some(News::Paused(fault));
+            self.news.push(News::Paused(fault));
         }
         if state != self.state {
             self.enter(state, Some(fault));
@@ -86,5 +86,27 @@ impl Health {
 
     fn enter(&mut self, state: DestinationState, reason: Option<Fault>) {
         (self.state, self.since, self.reason) = (state, SystemTime::now(), reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn the_refusal_that_ends_a_pause_can_be_the_one_too_many() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        let refused = Outcome::Refused(Refusal::Status(StatusCode::CONFLICT));
+        (1..REFUSALS_IN_A_ROW).for_each(|_| health.answered(refused, now));
+        assert!(health.news.is_empty(), "{:?}", health.news);
+        health.failed(Fault::Timeout, true, true);
+        health.answered(refused, now);
+        assert!(
+            matches!(*health.news, [News::Paused(_), News::Resumed(_), News::RefusesAll(_, REFUSALS_IN_A_ROW)]),
+            "{:?}",
+            health.news
+        );
     }
 }

@@ -54,6 +54,7 @@ struct Exercised {
     openings: f64,
     sent_again: u64,
     lost_replies: usize,
+    late_replies: usize,
     duplicates: usize,
 }
 
@@ -72,6 +73,7 @@ async fn nothing_is_lost_invented_or_sent_twice_while_faults_come_and_go() {
             all.openings += run.openings;
             all.sent_again += run.sent_again;
             all.lost_replies += run.lost_replies;
+            all.late_replies += run.late_replies;
             all.duplicates += run.duplicates;
         }
         println!("seeds {first} to {}: {all:?}", first + SEEDS - 1);
@@ -145,7 +147,7 @@ async fn run(seed: u64) -> Exercised {
     }
     let joined = service.metric("variance_connector_joined_events_total").await;
     let openings = service.metric("variance_connector_breaker_openings_total").await;
-    Exercised { faults, joined, openings, sent_again, lost_replies, duplicates }
+    Exercised { faults, joined, openings, sent_again, lost_replies, late_replies, duplicates }
 }
 
 #[tokio::test]

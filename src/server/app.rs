@@ -1,9 +1,6 @@
 //! The routes, and what does not take events: health and metrics.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -16,6 +13,7 @@ use axum::{
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 
+use self::health::Health;
 use super::{
     Settings,
     body::{self, Budget},
@@ -24,6 +22,7 @@ use super::{
 };
 use crate::{auth::Auth, metrics, repeated::Repeated};
 
+mod health;
 mod receive;
 
 /// The longest that a batch's body may take to arrive.
@@ -149,25 +148,10 @@ impl App {
             false => StatusCode::OK,
         };
         self.intake.metrics.replied(route, status, Duration::ZERO);
-        let (health, snapshot) = (self.intake.outbox.health(), self.intake.outbox.snapshot());
-        let time = |time: SystemTime| humantime::format_rfc3339_millis(time).to_string();
-        let body = serde_json::json!({
-            "status": if is_draining { "draining" } else { "ok" },
-            "version": env!("CARGO_PKG_VERSION"),
-            "uptime_seconds": self.started.elapsed().as_secs(),
-            "destination": {
-                "state": health.state.name(),
-                "since": time(health.since),
-                "reason": health.reason.map(|fault| fault.to_string()),
-                "last_success": health.last_success().map(time),
-            },
-            "held": {
-                "events": snapshot.held_events,
-                "bytes": snapshot.held_bytes,
-                "oldest_seconds": snapshot.held_oldest.as_secs(),
-            },
-        });
-        (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+        let outbox = &self.intake.outbox;
+        let health = Health::new(is_draining, self.started.elapsed(), &outbox.health(), &outbox.snapshot());
+        let text = serde_json::to_string(&health).expect("its keys are strings");
+        (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
     }
 
     fn metrics(&self) -> Response {

@@ -62,6 +62,31 @@ fn event(id: usize) -> String {
 }
 
 #[tokio::test]
+async fn the_fields_come_in_the_order_in_which_they_are_documented() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |_| {}).await;
+    for path in ["/healthz", "/readyz"] {
+        let text = service.get(path).await.text;
+        let places = [
+            "status",
+            "version",
+            "uptime_seconds",
+            "destination",
+            "state",
+            "since",
+            "reason",
+            "last_success",
+            "held",
+            "events",
+            "bytes",
+            "oldest_seconds",
+        ]
+        .map(|name| text.find(&format!("{name:?}:")).unwrap_or_else(|| panic!("no {name} in {text}")));
+        assert!(places.is_sorted(), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn before_the_first_event_nothing_is_known_of_variance_and_then_it_is_up() {
     let variance = Variance::start().await;
     let started = SystemTime::now() - Duration::from_millis(1);

@@ -211,9 +211,13 @@ mod tests {
                         breaker.failed(attempt, retry_after, now, &mut rng);
                         faults += 1;
                         let asked = retry_after.map(|wait| now + wait);
+                        let opens = match probe {
+                            Some(_) => of == Of::Probe,
+                            None => faults >= 5 || asked.is_some(),
+                        };
                         if let Some(until) = &mut until {
                             *until = asked.unwrap_or(*until).max(*until);
-                        } else if probe.is_some() && attempt == probe || probe.is_none() && (faults >= 5 || asked.is_some()) {
+                        } else if opens {
                             openings += 1;
                             probe = None;
                             let full = Duration::from_secs(1 << (openings.min(7) - 1)).min(Duration::from_secs(60));
@@ -244,7 +248,7 @@ mod tests {
         Fault { of: Of, retry_after: Option<Duration> },
     }
 
-    #[derive(Clone, Debug)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Of {
         Probe,
         FormerProbe,

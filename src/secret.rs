@@ -1,6 +1,6 @@
-//! Text that must not be printed.
+//! Text that must not be printed, and the files that hold it.
 
-use std::fmt;
+use std::{fmt, fs, io, path::Path};
 
 /// A credential. Its `Debug` shows nothing of it, and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -21,5 +21,17 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[hidden]")
+    }
+}
+
+/// The text of a file that holds a secret, without the white space at its end, which editors and `echo` leave there.
+///
+/// # Errors
+/// When the file cannot be read, or holds nothing else.
+pub fn read(file: &Path) -> io::Result<String> {
+    let text = fs::read_to_string(file)?;
+    match text.trim_end() {
+        "" => Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty")),
+        text => Ok(text.to_owned()),
     }
 }

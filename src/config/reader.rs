@@ -1,9 +1,6 @@
 //! Reads settings one by one, and notes what each is and what is wrong.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use super::{
     Setting,
@@ -11,6 +8,7 @@ use super::{
     sources::{Given, Origin, Sources, Value},
     values,
 };
+use crate::secret;
 
 /// There is no value, and the reason is among the problems.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +141,7 @@ impl Reader {
             ))),
             (None, Some(Given { value, origin })) => {
                 let path = PathBuf::from(value.into_text().trim());
-                let text = read_secret(&path).map_err(|error| {
+                let text = secret::read(&path).map_err(|error| {
                     let path = path.display();
                     self.problem(format!("{} ({origin}): the file {path} cannot be used: {error}", file_key.name))
                 })?;
@@ -185,15 +183,6 @@ impl Reader {
     fn note(&mut self, key: &'static Key, value: Option<String>, origin: Origin) {
         self.settings.retain(|setting| setting.key.name != key.name);
         self.settings.push(Setting { key, value, origin });
-    }
-}
-
-/// The text of a file without the white space at its end, or why it is no use.
-fn read_secret(path: &Path) -> Result<String, String> {
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    match text.trim_end() {
-        "" => Err("it is empty".to_owned()),
-        text => Ok(text.to_owned()),
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::{
 };
 use tokio::time::Instant;
 
-use crate::repeated::Repeated;
+use crate::{repeated::Repeated, secret};
 
 /// The value of the `Authorization` header, and where to look for a newer one.
 #[derive(Clone, Debug)]
@@ -25,13 +25,9 @@ impl Authorization {
     /// # Errors
     /// When the file cannot be read, is empty or holds what no header can carry.
     pub fn read(file: PathBuf) -> io::Result<Self> {
-        let text = std::fs::read_to_string(&file)?;
-        let text = text.trim_end();
-        if text.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty"));
-        }
-        let mut value = HeaderValue::from_str(text)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the file holds what no HTTP header can carry"))?;
+        let text = secret::read(&file)?;
+        let mut value = HeaderValue::from_str(&text)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it holds what no HTTP header can carry"))?;
         value.set_sensitive(true);
         Ok(Self { value, file: Some(file) })
     }

@@ -55,3 +55,24 @@ impl Losses {
 fn log(reason: &str, ids: &[String]) {
     tracing::error!(count = ids.len(), reason, uuids = ?ids, "events are lost");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_waits_a_second_for_more_to_share_its_line() {
+        let (mut losses, start) = (Losses::default(), Instant::now());
+        assert_eq!(losses.flush_if_due(start), None);
+        let (due, just_before) = (start + LINE_DELAY, start + LINE_DELAY - Duration::from_nanos(1));
+        assert!(losses.note("a", &"one reason", start), "the pacer has to be told");
+        assert!(!losses.note("b", &"another", just_before));
+        assert_eq!(losses.flush_if_due(just_before), Some(due));
+        assert_eq!(losses.by_reason.len(), 2);
+        assert_eq!(losses.flush_if_due(due), None);
+        assert!(losses.by_reason.is_empty());
+        assert!(losses.note("c", &"one reason", due));
+        (1..PER_LINE).for_each(|_| assert!(!losses.note("d", &"one reason", due)));
+        assert!(losses.by_reason["one reason"].is_empty(), "a full line does not wait");
+    }
+}

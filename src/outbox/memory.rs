@@ -238,11 +238,11 @@ mod tests {
         let known = |memory: &mut Memory, n: usize, now| memory.look_up(&all[n], now);
         for n in 0..all.len() {
             let expected = (n >= 2000).then(|| Known::Final(outcomes[n % 3]));
-            assert_eq!(known(&mut memory, n, start + 59 * MINUTE), expected, "{n}");
+            assert_eq!(known(&mut memory, n, start + 60 * MINUTE), expected, "{n}");
         }
         for n in 0..all.len() {
             let expected = (n >= half).then(|| Known::Final(outcomes[n % 3]));
-            assert_eq!(known(&mut memory, n, start + 61 * MINUTE), expected, "{n}");
+            assert_eq!(known(&mut memory, n, start + 60 * MINUTE + Duration::from_secs(1)), expected, "{n}");
         }
         assert_eq!(memory.remembered(), all.len() - half);
         assert_eq!(known(&mut memory, all.len() - 1, start + 91 * MINUTE), None);

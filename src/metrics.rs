@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use axum::http::StatusCode;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    Registry, TextEncoder, core::Collector,
 };
 
 pub use self::labels::{DestinationState, Outcome, Route};
@@ -100,7 +100,11 @@ impl Metrics {
         }
         let build = IntGaugeVec::new(opts("build_info", "This program's version."), &["version"]);
         register(&registry, build).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(ProcessCollector::for_self())).expect("its names are no one else's");
+        // There is none for other systems.
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("its names are no one else's");
 
         Self(Arc::new(Inner {
             received: counter("received_events_total", "Events in bodies that were taken."),

@@ -2,7 +2,7 @@
 //!
 //! `axum::serve` is not used because it has neither a timeout for the head of a request nor a cap on connections.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -27,6 +27,7 @@ pub const MAX_CONNECTIONS: usize = 2048;
 const MAX_BUFFER: usize = 16 << 10;
 
 /// How long a sender may leave a reply unread before its connection is closed: nothing else bounds that.
+#[cfg(target_os = "linux")]
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All connections of a server.
@@ -79,9 +80,7 @@ impl Connections {
 }
 
 async fn connection(stream: TcpStream, router: Router, head_timeout: Duration, ending: CancellationToken) {
-    let socket = socket2::SockRef::from(&stream);
-    let options = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT)));
-    if let Err(error) = options {
+    if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "a connection ended at once");
         return;
     }
@@ -98,4 +97,13 @@ async fn connection(stream: TcpStream, router: Router, head_timeout: Duration, e
     if let Err(error) = result {
         tracing::debug!(%error, "a connection broke");
     }
+}
+
+/// Lets replies leave at once, and bounds how long they may wait for their reader; the latter on Linux alone, where the
+/// service is meant to run: others have no such option.
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT))?;
+    Ok(())
 }

@@ -128,3 +128,26 @@ async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits(
         assert!(most < limits, "{what}: {most} bytes, where {limits} are allowed");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_half_sent_heads_take_no_more_memory_than_connections_may() {
+    let variance = Variance::start().await;
+    let program = Program::serve(&variance).env("CONNECTOR_MAX_BODY", "4MiB").env("CONNECTOR_MAX_HELD", "16MiB");
+    let (running, address) = program.ready().await;
+    let mut streams = Vec::new();
+    for _ in 0..1_000 {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(format!("POST /webhook HTTP/1.1\r\nX: {}", "x".repeat(15_000)).as_bytes()).await.unwrap();
+        streams.push(stream);
+    }
+    for _ in 0..10 {
+        let reply =
+            harness::Reply::of(harness::client().post(format!("http://{address}/webhook")).body(r#"{"event":"e"}"#))
+                .await;
+        assert_eq!(reply.status, 200);
+    }
+    let peak = running.memory("VmHWM");
+    println!("a thousand half heads: {peak} bytes at most");
+    // As README says: what may be held, what bodies may take, the rest; and a quarter of it for the allocator.
+    assert!(peak < ((16 + 4 * 4 + 80) * 5 / 4) << 20, "{peak}");
+}

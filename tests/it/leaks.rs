@@ -175,10 +175,12 @@ impl Verbose {
 
     /// Ends it, and looks for canaries in its arguments, in its output and in all of its log.
     async fn end(mut self) -> String {
-        let process = self.running.child.as_ref().unwrap().id();
-        let arguments = std::fs::read(format!("/proc/{process}/cmdline")).unwrap();
-        assert!(arguments.starts_with(b"/"), "they are whole");
-        assert_no_canary("the arguments", &String::from_utf8_lossy(&arguments));
+        if cfg!(target_os = "linux") {
+            let process = self.running.child.as_ref().unwrap().id();
+            let arguments = std::fs::read(format!("/proc/{process}/cmdline")).unwrap();
+            assert!(arguments.starts_with(b"/"), "they are whole");
+            assert_no_canary("the arguments", &String::from_utf8_lossy(&arguments));
+        }
         self.running.signal("-TERM");
         let ended = self.running.ended().await;
         assert_eq!((ended.code, &*ended.out), (0, ""));

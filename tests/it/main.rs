@@ -6,6 +6,7 @@
 mod access;
 mod backfill;
 mod bad_input;
+#[cfg(target_os = "linux")] // it reads `/proc`
 mod bounds;
 mod check;
 mod commands;

@@ -169,14 +169,18 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     seen.look(&service).await;
 
     fails_once(&mut seen).await;
-    // It counts whole seconds.
-    let a_second_of_work = async {
-        while !seen.moved.contains_key("process_cpu_seconds_total") {
-            seen.look(&service).await;
-        }
-    };
-    timeout(PATIENCE, a_second_of_work).await.expect("looking takes time");
     let mut documented = documented();
+    if cfg!(target_os = "linux") {
+        // It counts whole seconds.
+        let a_second_of_work = async {
+            while !seen.moved.contains_key("process_cpu_seconds_total") {
+                seen.look(&service).await;
+            }
+        };
+        timeout(PATIENCE, a_second_of_work).await.expect("looking takes time");
+    } else {
+        documented.retain(|name, _| !name.starts_with("process_"));
+    }
     // Its value is this program's version, which no document can keep up with.
     let version = BTreeSet::from([env!("CARGO_PKG_VERSION").to_owned()]);
     documented.get_mut("variance_connector_build_info").unwrap().insert("version".to_owned(), version);

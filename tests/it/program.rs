@@ -109,6 +109,7 @@ impl Running {
     }
 
     /// A figure of its memory in bytes, from `/proc`.
+    #[cfg(target_os = "linux")]
     pub fn memory(&self, figure: &str) -> usize {
         let id = self.child.as_ref().unwrap().id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();

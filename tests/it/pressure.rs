@@ -128,3 +128,18 @@ async fn a_batch_of_more_than_there_is_room_for_goes_on_as_room_comes() {
     assert_eq!((reply.status, reply.counts()), (200, [500, 500, 0, 0, 0, 0]));
     assert!(variance.max_in_flight() < 30, "{} events of over 640 bytes had room", variance.max_in_flight());
 }
+
+#[tokio::test]
+async fn an_event_for_which_there_can_never_be_room_is_invalid_and_its_neighbours_go_on() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |settings| settings.outbox.max_held = 20_000).await;
+    let mut large = event("large");
+    large["properties"] = json!({"x": "x".repeat(20_000)});
+    let reply = service.post("/webhook", json!([event("a"), large, event("b")]).to_string()).await;
+    assert_eq!((reply.status, reply.counts()), (200, [3, 2, 0, 0, 1, 0]));
+    assert_eq!(reply.reasons(), ["the event is larger than delivery.max_held"]);
+    assert_eq!(service.post("/webhook", large.to_string()).await.status, 422);
+    let mut ids = variance.ids();
+    ids.sort();
+    assert_eq!(ids, ["a", "b"]);
+}

@@ -290,6 +290,11 @@ impl World {
     }
 
     fn check(&self) {
+        let State { entries, ready, waiting, .. } = &self.state;
+        let places = ready.iter().chain(waiting.iter().map(|Reverse((_, turn))| turn));
+        let mut standing: Vec<_> = places.filter(|turn| stands(entries, **turn)).map(|turn| turn.entry).collect();
+        standing.sort_unstable();
+        assert!(standing.is_sorted_by(|one, next| one < next), "an entry stands in two places: {standing:?}");
         let count = self.held().count();
         assert_eq!(self.state.held(), (count, count * (BYTES + ENTRY_COST)));
         assert_eq!(self.held().filter(|(_, held)| held.is_in_flight).count(), self.jobs.len());
@@ -347,6 +352,22 @@ fn an_outage_without_end_leaves_nothing_of_the_events_that_it_outlasts() {
     let State { ready, waiting, arrivals, .. } = &world.state;
     let places = ready.len() + waiting.len() + arrivals.len();
     assert!(places < 300, "{places}");
+}
+
+#[test]
+fn what_failed_is_not_attempted_again_before_its_backoff_is_over() {
+    let mut world = World::new(1);
+    world.state.settings.pacing.backoff = Backoff::new(HOUR, HOUR);
+    world.state.settings.retry_for = 2 * HOUR;
+    world.take(Step::HandOver(0));
+    world.take(Step::Attempt);
+    world.take(Step::Finish(0, Verdict::Failed { fault: Fault::Timeout, retry_after: None }));
+    let due = world.state.waiting.peek().expect("it waits").0.0;
+    assert!(due > world.now);
+    for (now, is_ready) in [(world.now, false), (due - Duration::from_nanos(1), false), (due, true)] {
+        assert!(world.state.tick(now).is_empty());
+        assert_eq!(world.state.has_job(now), is_ready);
+    }
 }
 
 #[test]

@@ -326,6 +326,12 @@ impl State {
         (self.entries.len(), self.held_bytes)
     }
 
+    /// How many wait for what is held.
+    #[cfg(test)]
+    pub(super) fn waiters(&self) -> usize {
+        self.entries.iter().map(|(_, entry)| entry.waiters.len()).sum()
+    }
+
     pub(super) fn oldest(&self, now: Instant) -> Duration {
         let oldest = self.arrivals.iter().find(|(_, turn)| is_alive(&self.entries, *turn));
         oldest.map_or(Duration::ZERO, |(arrived, _)| now.duration_since(*arrived))

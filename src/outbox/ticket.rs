@@ -105,3 +105,48 @@ impl Drop for Ticket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::http::HeaderValue;
+
+    use super::super::{HandOver, Settings};
+    use super::*;
+    use crate::{
+        destination::{self, Authorization, Destination},
+        metrics::Metrics,
+        variance::{Call, Message},
+    };
+
+    #[tokio::test]
+    async fn a_request_that_ends_leaves_nothing_at_the_events_that_it_waited_for() {
+        // Another test may have been faster.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        // Nothing is posted: no worker has its turn.
+        let nowhere = destination::Settings {
+            webhook_url: "http://127.0.0.1:1/".parse().unwrap(),
+            authorization: Authorization { value: HeaderValue::from_static("credential"), file: None },
+            attempt_timeout: Duration::from_secs(1),
+            use_proxy: false,
+        };
+        let outbox = Outbox::start(Settings::default(), Destination::new(nowhere, 1).unwrap(), Metrics::new());
+        let message = Message::write(Call::Capture, "a", &mut Vec::new(), |out| out.extend_from_slice(b"{}"));
+        let held_and_waiters = || {
+            let state = outbox.0.state();
+            (state.held().0, state.waiters())
+        };
+        for _ in 0..3 {
+            let mut ticket = outbox.ticket();
+            // A request may hold the same event many times.
+            for index in 0..10 {
+                let handed = outbox.hand_over(&mut ticket, index, outbox.identity(&["a", "e", "d"]), &message);
+                assert!(matches!(handed, HandOver::UnderWay), "{handed:?}");
+            }
+            assert_eq!(held_and_waiters(), (1, 10));
+            drop(ticket);
+            assert_eq!(held_and_waiters(), (1, 0));
+        }
+    }
+}

@@ -183,7 +183,7 @@ async fn try_again(trouble: Trouble, reason: &'static str) {
     match &trouble {
         Trouble::Reply(_) => variance.always(Behaviour::Status(200)),
         Trouble::Connection(_) => variance.accepting(Accepting::Normally),
-        Trouble::Gone => variance.come_back().await,
+        Trouble::Gone => variance.come_back(),
         Trouble::Url(..) => return assert_eq!(service.outbox.snapshot().held_events, 1, "{trouble:?}"),
     }
     service.emptied().await;

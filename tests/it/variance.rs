@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
@@ -86,6 +86,8 @@ pub struct Variance {
     pub address: SocketAddr,
     shared: Arc<Shared>,
     accepting: Option<JoinSet<()>>,
+    /// Bound and never listening: it keeps the port from others while the stand-in is away.
+    _reservation: TcpSocket,
 }
 
 struct Shared {
@@ -110,10 +112,10 @@ impl Variance {
             max_in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut variance = Self { address, shared, accepting: None };
-        variance.accept(listener);
+        let reservation = bound_to(([127, 0, 0, 1], 0).into());
+        let address = reservation.local_addr().unwrap();
+        let mut variance = Self { address, shared, accepting: None, _reservation: reservation };
+        variance.come_back();
         variance
     }
 
@@ -141,11 +143,8 @@ impl Variance {
     }
 
     /// Listens again, at the same address.
-    pub async fn come_back(&mut self) {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(self.address).unwrap();
-        self.accept(socket.listen(1024).unwrap());
+    pub fn come_back(&mut self) {
+        self.accept(bound_to(self.address).listen(1024).unwrap());
     }
 
     /// Everything that was read so far.
@@ -195,6 +194,15 @@ impl Variance {
         });
         self.accepting = Some(tasks);
     }
+}
+
+/// A socket at an address that others may have too.
+fn bound_to(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 async fn serve(mut stream: TcpStream, shared: &Shared) {

@@ -11,12 +11,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use base64::{
     Engine,
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
+use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use ring::hmac;
 use subtle::{Choice, ConstantTimeEq};
 

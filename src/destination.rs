@@ -11,11 +11,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::http::{
+use bytes::Bytes;
+use http::{
     HeaderMap, StatusCode,
     header::{LOCATION, RETRY_AFTER},
 };
-use bytes::Bytes;
 use reqwest::{Client, Method, Request, Response, redirect};
 use rustls::CertificateError;
 use tokio::time::timeout;

@@ -5,8 +5,8 @@
 
 use std::io::{self, Read};
 
-use axum::http::{HeaderMap, header::CONTENT_ENCODING};
 use flate2::bufread::{DeflateDecoder, GzDecoder, ZlibDecoder};
+use http::{HeaderMap, header::CONTENT_ENCODING};
 
 /// The least memory that is taken at once.
 const MIN_STEP: usize = 16 << 10;

@@ -41,8 +41,8 @@ use std::{
     time::Duration,
 };
 
-use axum::http::StatusCode;
 use fastrand::Rng;
+use http::StatusCode;
 use tokio::{
     sync::{Notify, futures::Notified},
     time::{Instant, sleep_until},

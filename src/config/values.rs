@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use axum::http::{HeaderValue, Uri};
 use bytesize::ByteSize;
+use http::{HeaderValue, Uri};
 use url::{Host, Position, Url};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Mutex};
 
-use axum::http::{
+use http::{
     HeaderMap, HeaderValue,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };

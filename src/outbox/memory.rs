@@ -225,7 +225,7 @@ mod tests {
         let outcomes = [
             Outcome::Delivered,
             Outcome::Refused(Refusal::KeptFailing),
-            Outcome::Refused(Refusal::Status(axum::http::StatusCode::CONFLICT)),
+            Outcome::Refused(Refusal::Status(http::StatusCode::CONFLICT)),
         ];
         let all: Vec<_> = (0..REMEMBERED.0 + 2000).map(|_| identity(&mut rng)).collect();
         let half = all.len() / 2;

@@ -110,7 +110,7 @@ impl Drop for Ticket {
 mod tests {
     use std::time::Duration;
 
-    use axum::http::HeaderValue;
+    use http::HeaderValue;
 
     use super::super::{HandOver, Settings};
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, pin::pin, time::SystemTime};
 
-use axum::http::StatusCode;
+use http::StatusCode;
 use tokio::{
     select,
     task::coop::consume_budget,

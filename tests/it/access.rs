@@ -5,8 +5,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use axum::http::Method;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use http::Method;
 use ring::hmac;
 use serde_json::{Value, json};
 

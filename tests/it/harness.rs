@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use axum::http::HeaderValue;
+use http::HeaderValue;
 use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
 use tokio::{task::JoinHandle, time::timeout};

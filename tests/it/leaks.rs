@@ -4,8 +4,8 @@
 
 use std::{fmt::Debug, net::TcpListener};
 
-use axum::http::Method;
 use futures_util::future;
+use http::Method;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::{

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use axum::http::StatusCode;
+use http::StatusCode;
 use serde::Serialize;
 use url::Url;
 

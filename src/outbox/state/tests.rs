@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::StatusCode;
 use fastrand::Rng;
+use http::StatusCode;
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop, prop_oneof, proptest};
 
 use super::*;

@@ -15,8 +15,9 @@ use self::{
 };
 use crate::{
     auth,
-    destination::{self, Authorization},
-    mapping, outbox, server, service, telemetry,
+    destination::{Authorization, DestinationSettings},
+    mapping, outbox, server, service,
+    telemetry::LogSettings,
 };
 
 mod file;
@@ -40,7 +41,7 @@ pub struct Config {
     /// What the service does.
     pub service: service::Settings,
     /// What is logged.
-    pub log: telemetry::Settings,
+    pub log: LogSettings,
 }
 
 /// A configuration, and what can be said about it.
@@ -141,7 +142,7 @@ pub struct Forwarding {
     /// What is forwarded, and how.
     pub mapping: mapping::Settings,
     /// Where it goes.
-    pub destination: destination::Settings,
+    pub destination: DestinationSettings,
     /// How it is delivered.
     pub outbox: outbox::Settings,
     /// How long stopping may take.
@@ -175,7 +176,7 @@ pub fn forwarding(
     }
 }
 
-fn destination(reader: &mut Reader, warnings: &mut Vec<String>) -> Result<destination::Settings, Reported> {
+fn destination(reader: &mut Reader, warnings: &mut Vec<String>) -> Result<DestinationSettings, Reported> {
     let webhook_url = reader.option("variance.webhook_url", values::webhook_url);
     let authorization = reader.secret("variance.authorization", "variance.authorization_file", values::authorization);
     let attempt_timeout = reader.value("delivery.attempt_timeout", values::duration);
@@ -199,7 +200,7 @@ fn destination(reader: &mut Reader, warnings: &mut Vec<String>) -> Result<destin
         authorization.ok_or_else(|| reader.missing("variance.authorization", from))
     });
     let (value, file) = authorization?;
-    Ok(destination::Settings {
+    Ok(DestinationSettings {
         webhook_url: webhook_url?,
         authorization: Authorization { value, file },
         attempt_timeout: attempt_timeout?,
@@ -307,10 +308,10 @@ fn outbox(reader: &mut Reader) -> Result<outbox::Settings, Reported> {
     })
 }
 
-fn log(reader: &mut Reader) -> Result<telemetry::Settings, Reported> {
+fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {
     let format = reader.option("log.format", values::log_format);
     let level = reader.value("log.level", values::log_level);
-    Ok(telemetry::Settings { format: format?, level: level? })
+    Ok(LogSettings { format: format?, level: level? })
 }
 
 impl Error {

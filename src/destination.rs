@@ -1,6 +1,6 @@
-//! Variance's webhook: one attempt at a time, and whose fault it is when it fails.
+//! Variance's webhook: one attempt at a time, and what its result means for the event.
 //!
-//! * **Whose fault it is.** 400, 409, 413, 422 and the other 4xx that are not named next are the event's fault: it is
+//! * **Refused or retried.** 400, 409, 413, 422 and the other 4xx that are not named next are the event's fault: it is
 //!   refused, and the rest goes on. 401, 403, 404, 405, 407, 408, 410, 425, 429, every 3xx and 5xx, time-outs and
 //!   broken connections are Variance's: the event is kept and tried again, with growing pauses. A 2xx is success once
 //!   its head is complete.
@@ -27,7 +27,7 @@ use crate::backoff;
 
 mod credential;
 
-/// How this program presents itself.
+/// The `User-Agent` of every request.
 pub const USER_AGENT: &str = concat!("variance-connector/", env!("CARGO_PKG_VERSION"));
 
 /// The longest that connecting may take, TLS included.
@@ -39,24 +39,24 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How much of a reply's body is read, and for how long, only to use the connection again.
 const REPLY_LIMIT: (usize, Duration) = (16 << 10, Duration::from_secs(1));
 
-/// Where messages go, and how long one attempt may take.
+/// The webhook, and how long one attempt may take.
 #[derive(Clone)]
-pub struct Settings {
+pub struct DestinationSettings {
     /// The webhook URL, without user and password.
     pub webhook_url: Url,
-    /// What Variance knows this customer by.
+    /// The credential that Variance asks for.
     pub authorization: Authorization,
     /// From the start of an attempt to the end of the reply's head.
     pub attempt_timeout: Duration,
-    /// Whether `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` are heeded.
+    /// True if `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` apply.
     pub use_proxy: bool,
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for DestinationSettings {
     /// Shows the URL's host alone: its path and query may be as good as a credential.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { webhook_url, authorization, attempt_timeout, use_proxy } = self;
-        f.debug_struct("Settings")
+        f.debug_struct("DestinationSettings")
             .field("host", &webhook_url.host_str())
             .field("authorization", authorization)
             .field("attempt_timeout", attempt_timeout)
@@ -65,14 +65,14 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// What came of one attempt.
+/// The result of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum AttemptResult {
     /// Variance has the event.
     Accepted,
-    /// Variance will not have this event, and it is the event's fault.
+    /// Variance refuses this event.
     Refused(StatusCode),
-    /// Anything else: Variance may have the event later.
+    /// Anything else: the event is to be tried again.
     Failed {
         /// What went wrong.
         fault: Fault,
@@ -81,16 +81,16 @@ pub enum Verdict {
     },
 }
 
-/// What can be wrong with the destination.
+/// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It answered, but neither took the event nor blamed it.
+    /// Variance answered with a status that neither accepts nor refuses the event.
     #[error("Variance answered {0}")]
     Status(StatusCode),
-    /// It did not answer in time.
+    /// Variance did not answer in time.
     #[error("Variance did not answer in time")]
     Timeout,
-    /// Its name is not known.
+    /// There is no address for the name of its host.
     #[error("the name of Variance's host could not be resolved")]
     Dns,
     /// Its certificate is for other names.
@@ -99,7 +99,7 @@ pub enum Fault {
     /// Its certificate cannot be trusted, or it speaks no TLS.
     #[error("no trusted TLS connection to Variance's host")]
     Tls,
-    /// Nothing listens there.
+    /// Its host takes no connections.
     #[error("no connection to Variance's host")]
     Connect,
     /// The connection broke before the reply was complete.
@@ -108,14 +108,14 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Whether Variance did not take the credential.
+    /// True if Variance did not accept the credential.
     pub fn is_credential(self) -> bool {
         matches!(self, Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
     }
 }
 
-impl Verdict {
-    /// Whose fault a status is.
+impl AttemptResult {
+    /// What a reply with this status means.
     pub fn of_status(status: StatusCode) -> Self {
         match status.as_u16() {
             200..=299 => Self::Accepted,
@@ -143,8 +143,8 @@ impl Destination {
     ///
     /// # Errors
     /// When TLS cannot be set up: there are no root certificates.
-    pub fn new(settings: Settings, connections: usize) -> reqwest::Result<Self> {
-        let Settings { webhook_url, authorization, attempt_timeout, use_proxy } = settings;
+    pub fn new(settings: DestinationSettings, connections: usize) -> reqwest::Result<Self> {
+        let DestinationSettings { webhook_url, authorization, attempt_timeout, use_proxy } = settings;
         let mut client = Client::builder()
             .user_agent(USER_AGENT)
             .redirect(redirect::Policy::none())
@@ -164,17 +164,16 @@ impl Destination {
         })
     }
 
-    /// Makes one attempt. The rest of the reply should be [discarded](Rest::discard), so that the connection can be used
-    /// again.
-    pub async fn post(&self, body: Bytes) -> (Verdict, Rest) {
+    /// Makes one attempt. The reply should be [discarded](Reply::discard), so that the connection can be used again.
+    pub async fn post(&self, body: Bytes) -> (AttemptResult, Reply) {
         let (headers, reading) = self.credential.headers();
         let reply = match timeout(self.attempt_timeout, self.send(headers, body)).await {
-            Err(_elapsed) => return (Verdict::failed(Fault::Timeout), Rest(None)),
-            Ok(Err(error)) => return (Verdict::failed(fault_of(&error)), Rest(None)),
+            Err(_elapsed) => return (AttemptResult::failed(Fault::Timeout), Reply(None)),
+            Ok(Err(error)) => return (AttemptResult::failed(fault_of(&error)), Reply(None)),
             Ok(Ok(reply)) => reply,
         };
-        let mut verdict = Verdict::of_status(reply.status());
-        if let Verdict::Failed { fault, retry_after } = &mut verdict {
+        let mut result = AttemptResult::of_status(reply.status());
+        if let AttemptResult::Failed { fault, retry_after } = &mut result {
             if fault.is_credential() {
                 self.credential.doubt(reading);
             }
@@ -183,7 +182,7 @@ impl Destination {
                 *retry_after = asked.and_then(|value| backoff::retry_after(value.as_bytes(), SystemTime::now()));
             }
         }
-        (verdict, Rest(Some(reply)))
+        (result, Reply(Some(reply)))
     }
 
     /// Sends the request, and at once a second time if the connection breaks: most often it had been idle and Variance
@@ -212,23 +211,23 @@ impl fmt::Debug for Destination {
     }
 }
 
-/// What is left of a reply whose head has told all.
-pub struct Rest(Option<Response>);
+/// A reply whose status has been judged and whose body is unread.
+pub struct Reply(Option<Response>);
 
-impl fmt::Debug for Rest {
+impl fmt::Debug for Reply {
     /// Shows neither the URL that was asked nor the headers, which may name another.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rest").field("status", &self.0.as_ref().map(Response::status)).finish_non_exhaustive()
+        f.debug_struct("Reply").field("status", &self.0.as_ref().map(Response::status)).finish_non_exhaustive()
     }
 }
 
-impl Rest {
+impl Reply {
     /// Where the reply says that the webhook has moved.
     pub fn location(&self) -> Option<&str> {
         self.0.as_ref()?.headers().get(LOCATION)?.to_str().ok()
     }
 
-    /// Reads the rest within limits, so that the connection can be used again; beyond them it is closed.
+    /// Reads the body within limits, so that the connection can be used again; beyond them it is closed.
     pub async fn discard(self) {
         let Some(mut reply) = self.0.filter(|reply| reply.content_length() != Some(0)) else { return };
         let (bytes, time) = REPLY_LIMIT;
@@ -289,7 +288,7 @@ mod tests {
     fn a_status_of_no_known_class_is_the_destinations_fault() {
         for code in (100..200).chain(600..1000) {
             let status = StatusCode::from_u16(code).unwrap();
-            assert_eq!(Verdict::of_status(status), Verdict::failed(Fault::Status(status)), "{code}");
+            assert_eq!(AttemptResult::of_status(status), AttemptResult::failed(Fault::Status(status)), "{code}");
         }
     }
 }

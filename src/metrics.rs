@@ -14,7 +14,7 @@ use prometheus::{
 pub use self::labels::{DestinationState, Outcome, Route};
 use crate::{
     auth::Denied,
-    destination::{Fault, Verdict},
+    destination::{AttemptResult, Fault},
     mapping::Filtered,
     variance::Call,
 };
@@ -169,14 +169,14 @@ impl Metrics {
     }
 
     /// Counts an attempt and its time.
-    pub fn attempted(&self, verdict: Verdict, time: Duration) {
-        let result = match verdict {
-            Verdict::Accepted => 0,
-            Verdict::Refused(_) => 1,
-            Verdict::Failed { fault: Fault::Status(_), .. } => 2,
-            Verdict::Failed { fault: Fault::Timeout, .. } => 3,
-            Verdict::Failed { fault: Fault::Connect | Fault::Dns | Fault::Tls | Fault::TlsName, .. } => 4,
-            Verdict::Failed { fault: Fault::Broken, .. } => 5,
+    pub fn attempted(&self, result: AttemptResult, time: Duration) {
+        let result = match result {
+            AttemptResult::Accepted => 0,
+            AttemptResult::Refused(_) => 1,
+            AttemptResult::Failed { fault: Fault::Status(_), .. } => 2,
+            AttemptResult::Failed { fault: Fault::Timeout, .. } => 3,
+            AttemptResult::Failed { fault: Fault::Connect | Fault::Dns | Fault::Tls | Fault::TlsName, .. } => 4,
+            AttemptResult::Failed { fault: Fault::Broken, .. } => 5,
         };
         self.0.attempts[result].inc();
         self.0.attempt_seconds.observe(time.as_secs_f64());

@@ -309,19 +309,19 @@ impl Shared {
         loop {
             let job = self.next_job().await;
             let start = Instant::now();
-            let (verdict, rest) = self.destination.post(job.message.body()).await;
+            let (result, reply) = self.destination.post(job.message.body()).await;
             let now = Instant::now();
-            self.metrics.attempted(verdict, now - start);
+            self.metrics.attempted(result, now - start);
             let (ended, is_due_earlier, news) = {
                 let mut state = self.state();
-                (state.finish(&job, verdict, now), state.is_due_earlier(), mem::take(&mut state.health.news))
+                (state.finish(&job, result, now), state.is_due_earlier(), mem::take(&mut state.health.news))
             };
             news.into_iter().for_each(|news| self.log(news));
             if let Some(ended) = ended {
                 self.announce(ended);
             }
             self.wake_pacer_if(is_due_earlier);
-            rest.discard().await;
+            reply.discard().await;
         }
     }
 

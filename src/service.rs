@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{self, Auth},
-    destination::{self, Destination},
+    destination::{Destination, DestinationSettings},
     mapping,
     metrics::Metrics,
     outbox::{self, Outbox},
@@ -22,7 +22,7 @@ pub struct Settings {
     /// What is forwarded, and how.
     pub mapping: mapping::Settings,
     /// Where it goes.
-    pub destination: destination::Settings,
+    pub destination: DestinationSettings,
     /// How it is delivered.
     pub outbox: outbox::Settings,
 }

@@ -20,12 +20,12 @@ const OWN: &str = env!("CARGO_CRATE_NAME");
 /// How much the dependencies log unless a directive names them.
 const OTHERS: LevelFilter = LevelFilter::WARN;
 
-/// The dependency that logs an error for each attempt whose certificate it does not trust, off: the outbox says it once.
-const REPEATING: &str = "rustls_platform_verifier=off";
+/// Off: it logs an error for each attempt whose certificate it does not trust, and the outbox says it once.
+const SILENCED: &str = "rustls_platform_verifier=off";
 
 /// What is logged, and how.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct LogSettings {
     /// What a line looks like; nothing means text on a terminal and JSON elsewhere.
     pub format: Option<Format>,
     /// What is logged.
@@ -50,17 +50,17 @@ pub struct Directives(String);
 ///
 /// # Errors
 /// When something logs already.
-pub fn init(settings: &Settings) -> Result<(), TryInitError> {
+pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
     let is_terminal = io::stderr().is_terminal();
     let is_colourful = is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     dispatch(settings, is_terminal, is_colourful, io::stderr).try_init()
 }
 
-fn dispatch<W>(settings: &Settings, is_terminal: bool, is_colourful: bool, writer: W) -> Dispatch
+fn dispatch<W>(settings: &LogSettings, is_terminal: bool, is_colourful: bool, writer: W) -> Dispatch
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let Settings { format, level } = settings;
+    let LogSettings { format, level } = settings;
     let lines = tracing_subscriber::fmt().with_env_filter(level.filter()).with_writer(writer).with_ansi(is_colourful);
     match format.unwrap_or(if is_terminal { Format::Text } else { Format::Json }) {
         Format::Text => lines.into(),
@@ -93,7 +93,7 @@ impl FromStr for Directives {
                 return Err(RIGHT);
             }
         }
-        let first = [others.to_string(), REPEATING.to_owned(), format!("{OWN}={own}")];
+        let first = [others.to_string(), SILENCED.to_owned(), format!("{OWN}={own}")];
         let all: Vec<_> = first.iter().map(String::as_str).chain(named).collect();
         Ok(Self(all.join(",")))
     }
@@ -195,14 +195,14 @@ mod tests {
     #[test]
     fn without_a_format_a_terminal_gets_text_and_the_rest_json() {
         for (is_terminal, start) in [(true, "20"), (false, "{")] {
-            let settings = Settings { format: None, level: "info".parse().unwrap() };
+            let settings = LogSettings { format: None, level: "info".parse().unwrap() };
             let logged = log_with(|writer| dispatch(&settings, is_terminal, false, writer));
             assert!(logged.starts_with(start), "{logged}");
         }
     }
 
     fn log(format: Format, level: &str) -> String {
-        let settings = Settings { format: Some(format), level: level.parse().unwrap() };
+        let settings = LogSettings { format: Some(format), level: level.parse().unwrap() };
         log_with(|writer| dispatch(&settings, true, false, writer))
     }
 

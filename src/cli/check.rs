@@ -122,9 +122,9 @@ async fn send_test(config: Config) -> anyhow::Result<Answer> {
     let message = test_message(&mapping, Uuid::new_v4(), SystemTime::now());
     let destination =
         Destination::new(destination, 1).context("no client for Variance: are there root certificates?")?;
-    let (verdict, rest) = destination.post(message.body()).await;
-    let answer = Answer::of(verdict, &url, rest.location(), timeout);
-    rest.discard().await;
+    let (result, reply) = destination.post(message.body()).await;
+    let answer = Answer::of(result, &url, reply.location(), timeout);
+    reply.discard().await;
     Ok(answer)
 }
 

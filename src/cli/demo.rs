@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::pretty::indent;
 use crate::{
     auth,
-    destination::{self, Authorization},
+    destination::{Authorization, DestinationSettings},
     mapping, outbox,
     posthog::Body,
     server, service,
@@ -168,7 +168,7 @@ impl Service {
     async fn start(variance: SocketAddr, mapping: mapping::Settings) -> anyhow::Result<Self> {
         let mut authorization = HeaderValue::from_static(AUTHORIZATION);
         authorization.set_sensitive(true);
-        let destination = destination::Settings {
+        let destination = DestinationSettings {
             webhook_url: format!("http://{variance}/webhooks/posthog").parse().expect("an address makes a URL"),
             authorization: Authorization { value: authorization, file: None },
             attempt_timeout: Duration::from_secs(10),

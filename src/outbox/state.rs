@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     breaker::{Breaker, Permit, Probe},
-    destination::Verdict,
+    destination::AttemptResult,
     variance::Message,
 };
 
@@ -206,16 +206,16 @@ impl State {
     }
 
     /// Notes what came of an attempt. Returns the event if that ended it.
-    pub(super) fn finish(&mut self, job: &Job, verdict: Verdict, now: Instant) -> Option<Ended> {
+    pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> Option<Ended> {
         let entry = &mut self.entries[job.entry as usize];
         entry.in_flight = false;
-        let outcome = match verdict {
-            Verdict::Accepted => {
+        let outcome = match result {
+            AttemptResult::Accepted => {
                 self.last_delivered = Some(now);
                 Outcome::Delivered
             }
-            Verdict::Refused(status) => Outcome::Refused(Refusal::Status(status)),
-            Verdict::Failed { fault, retry_after } => {
+            AttemptResult::Refused(status) => Outcome::Refused(Refusal::Status(status)),
+            AttemptResult::Failed { fault, retry_after } => {
                 entry.failures = entry.failures.saturating_add(1);
                 if job.probe.is_some() {
                     self.failed_probe = Some(entry.arrival);

@@ -115,7 +115,7 @@ mod tests {
     use super::super::{HandOver, Settings};
     use super::*;
     use crate::{
-        destination::{self, Authorization, Destination},
+        destination::{Authorization, Destination, DestinationSettings},
         metrics::Metrics,
         variance::{Call, Message},
     };
@@ -125,7 +125,7 @@ mod tests {
         // Another test may have been faster.
         drop(rustls::crypto::ring::default_provider().install_default());
         // Nothing is posted: no worker has its turn.
-        let nowhere = destination::Settings {
+        let nowhere = DestinationSettings {
             webhook_url: "http://127.0.0.1:1/".parse().unwrap(),
             authorization: Authorization { value: HeaderValue::from_static("credential"), file: None },
             attempt_timeout: Duration::from_secs(1),

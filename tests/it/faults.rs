@@ -13,7 +13,7 @@ use crate::{
 
 const EVENT: &str = r#"{"event":"e","uuid":"a","distinct_id":"d"}"#;
 
-/// Whose fault a status is.
+/// What a status says: the event was accepted, it is at fault, or Variance is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Nobodys,

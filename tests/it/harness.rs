@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use variance_connector::{
     auth::{self, Auth},
     backoff::Backoff,
-    destination::{self, Authorization, Destination},
+    destination::{Authorization, Destination, DestinationSettings},
     mapping::{self, Format},
     metrics::Metrics,
     outbox::{self, Outbox, Pacing},
@@ -30,7 +30,7 @@ pub struct Settings {
     pub server: server::Settings,
     pub auth: auth::Settings,
     pub mapping: mapping::Settings,
-    pub destination: destination::Settings,
+    pub destination: DestinationSettings,
     pub outbox: outbox::Settings,
 }
 
@@ -74,7 +74,7 @@ impl Service {
                 person_traits: false,
                 account_group: None,
             },
-            destination: destination::Settings {
+            destination: DestinationSettings {
                 webhook_url: variance.url().parse().unwrap(),
                 authorization: Authorization { value: authorization, file: None },
                 attempt_timeout: Duration::from_secs(10),

@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde::Serialize;
 use url::Url;
 
-use crate::destination::{CONNECT_TIMEOUT, Fault, Verdict};
+use crate::destination::{AttemptResult, CONNECT_TIMEOUT, Fault};
 
 /// What came of the test event.
 #[derive(Debug, Serialize)]
@@ -39,23 +39,23 @@ pub(super) enum Outcome {
 }
 
 impl Answer {
-    pub(super) fn of(verdict: Verdict, url: &Url, location: Option<&str>, timeout: Duration) -> Self {
+    pub(super) fn of(result: AttemptResult, url: &Url, location: Option<&str>, timeout: Duration) -> Self {
         let host = url.host_str().unwrap_or_default();
-        let status = match verdict {
-            Verdict::Refused(status) | Verdict::Failed { fault: Fault::Status(status), .. } => Some(status),
-            Verdict::Accepted | Verdict::Failed { .. } => None,
+        let status = match result {
+            AttemptResult::Refused(status) | AttemptResult::Failed { fault: Fault::Status(status), .. } => Some(status),
+            AttemptResult::Accepted | AttemptResult::Failed { .. } => None,
         };
-        let (result, text) = match verdict {
-            Verdict::Accepted => (Outcome::Accepted, "accepted: Variance has the test event".to_owned()),
-            Verdict::Refused(status) => (
+        let (result, text) = match result {
+            AttemptResult::Accepted => (Outcome::Accepted, "accepted: Variance has the test event".to_owned()),
+            AttemptResult::Refused(status) => (
                 Outcome::EventRefused,
                 format!(
                     "event refused: Variance answered {status}. The credential was taken, but not the event: is \
                      variance.webhook_url the one from Variance > Integrations > PostHog?"
                 ),
             ),
-            Verdict::Failed { fault: Fault::Status(status), .. } => of_status(status, url, location),
-            Verdict::Failed { fault: Fault::Timeout, .. } => (
+            AttemptResult::Failed { fault: Fault::Status(status), .. } => of_status(status, url, location),
+            AttemptResult::Failed { fault: Fault::Timeout, .. } => (
                 Outcome::TimedOut,
                 format!(
                     "timed out: {host} did not answer within {} (delivery.attempt_timeout, of which connecting may take {})",
@@ -63,20 +63,20 @@ impl Answer {
                     humantime::format_duration(CONNECT_TIMEOUT.min(timeout))
                 ),
             ),
-            Verdict::Failed { fault: Fault::Dns, .. } => (
+            AttemptResult::Failed { fault: Fault::Dns, .. } => (
                 Outcome::CannotResolve,
                 format!(
                     "cannot resolve: there is no address for {host}. Is it spelt right, and is DNS reachable from here?"
                 ),
             ),
-            Verdict::Failed { fault: Fault::TlsName, .. } => (
+            AttemptResult::Failed { fault: Fault::TlsName, .. } => (
                 Outcome::TlsNameMismatch,
                 format!(
                     "TLS name mismatch: the certificate is not for {host}. Is it the right host, or does a proxy stand \
                      in between?"
                 ),
             ),
-            Verdict::Failed { fault: Fault::Tls, .. } => (
+            AttemptResult::Failed { fault: Fault::Tls, .. } => (
                 Outcome::TlsUntrusted,
                 format!(
                     "no trusted TLS: {host} speaks no TLS on port {}, or its certificate has expired or comes from an \
@@ -84,7 +84,7 @@ impl Answer {
                     url.port_or_known_default().unwrap_or_default()
                 ),
             ),
-            Verdict::Failed { fault: Fault::Connect, .. } => (
+            AttemptResult::Failed { fault: Fault::Connect, .. } => (
                 Outcome::CannotConnect,
                 format!(
                     "cannot connect: nothing takes connections at {host}, port {}. Does a firewall or a proxy stand in \
@@ -92,7 +92,7 @@ impl Answer {
                     url.port_or_known_default().unwrap_or_default()
                 ),
             ),
-            Verdict::Failed { fault: Fault::Broken, .. } => (
+            AttemptResult::Failed { fault: Fault::Broken, .. } => (
                 Outcome::ConnectionBroken,
                 format!(
                     "connection broken: {host} closed it before it answered; it may or may not have the test event"

@@ -28,15 +28,15 @@ enum Step {
     HandOver(u8),
     HangUp(u8),
     Attempt,
-    Finish(u8, Verdict),
+    Finish(u8, AttemptResult),
     Wait(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let failed = |fault, retry_after| Verdict::Failed { fault, retry_after };
-    let verdict = prop_oneof![
-        2 => Just(Verdict::Accepted),
-        1 => Just(Verdict::Refused(StatusCode::CONFLICT)),
+    let failed = |fault, retry_after| AttemptResult::Failed { fault, retry_after };
+    let result = prop_oneof![
+        2 => Just(AttemptResult::Accepted),
+        1 => Just(AttemptResult::Refused(StatusCode::CONFLICT)),
         6 => Just(failed(Fault::Timeout, None)),
         1 => (1..400_u32).prop_map(move |wait| failed(Fault::Broken, Some(wait * SECOND / 4))),
     ];
@@ -44,7 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..EVENTS).prop_map(Step::HandOver),
         1 => (0..EVENTS).prop_map(Step::HangUp),
         8 => Just(Step::Attempt),
-        6 => (0..EVENTS, verdict).prop_map(|(which, verdict)| Step::Finish(which, verdict)),
+        6 => (0..EVENTS, result).prop_map(|(which, result)| Step::Finish(which, result)),
         3 => (0..2000_u64).prop_map(Step::Wait),
         1 => (0..70_000_u64).prop_map(Step::Wait),
     ]
@@ -121,9 +121,9 @@ impl World {
                 }
             }
             Step::Attempt => drop(self.attempt()),
-            Step::Finish(which, verdict) if !self.jobs.is_empty() => {
+            Step::Finish(which, result) if !self.jobs.is_empty() => {
                 let job = self.jobs.swap_remove(usize::from(which) % self.jobs.len());
-                self.finish(&job, verdict);
+                self.finish(&job, result);
             }
             Step::Finish(..) => {}
             Step::Wait(milliseconds) => {
@@ -209,19 +209,19 @@ impl World {
         true
     }
 
-    fn finish(&mut self, job: &Job, verdict: Verdict) {
+    fn finish(&mut self, job: &Job, result: AttemptResult) {
         let id: u8 = job.message.id().parse().unwrap();
         let now = self.now;
-        let ended = self.state.finish(job, verdict, now);
+        let ended = self.state.finish(job, result, now);
         let others_were_taken = self.last_delivered;
         let held = self.held_mut(id);
         held.is_in_flight = false;
         let (arrived, expected) = (
             held.arrived,
-            match verdict {
-                Verdict::Accepted => Some(Outcome::Delivered),
-                Verdict::Refused(status) => Some(Outcome::Refused(Refusal::Status(status))),
-                Verdict::Failed { .. } => {
+            match result {
+                AttemptResult::Accepted => Some(Outcome::Delivered),
+                AttemptResult::Refused(status) => Some(Outcome::Refused(Refusal::Status(status))),
+                AttemptResult::Failed { .. } => {
                     held.failures += 1;
                     let doubled = BACKOFF.0 * 2_u32.pow((held.failures - 1).min(20));
                     held.ready_by = now + doubled.min(BACKOFF.1);
@@ -309,7 +309,7 @@ impl World {
         for _ in 0..1000 {
             while self.attempt() {}
             while let Some(job) = self.jobs.pop() {
-                self.finish(&job, Verdict::Accepted);
+                self.finish(&job, AttemptResult::Accepted);
                 while self.attempt() {}
             }
             self.check();
@@ -340,7 +340,7 @@ proptest! {
 #[test]
 fn an_outage_without_end_leaves_nothing_of_the_events_that_it_outlasts() {
     let mut world = World::new(1);
-    let fault = Verdict::Failed { fault: Fault::Timeout, retry_after: Some(HOUR * 1000) };
+    let fault = AttemptResult::Failed { fault: Fault::Timeout, retry_after: Some(HOUR * 1000) };
     world.take(Step::HandOver(0));
     world.take(Step::Attempt);
     world.take(Step::Finish(0, fault));
@@ -361,7 +361,7 @@ fn what_failed_is_not_attempted_again_before_its_backoff_is_over() {
     world.state.settings.retry_for = 2 * HOUR;
     world.take(Step::HandOver(0));
     world.take(Step::Attempt);
-    world.take(Step::Finish(0, Verdict::Failed { fault: Fault::Timeout, retry_after: None }));
+    world.take(Step::Finish(0, AttemptResult::Failed { fault: Fault::Timeout, retry_after: None }));
     let due = world.state.waiting.peek().expect("it waits").0.0;
     assert!(due > world.now);
     for (now, is_ready) in [(world.now, false), (due - Duration::from_nanos(1), false), (due, true)] {
@@ -375,12 +375,12 @@ fn when_the_breaker_closes_those_that_are_ready_do_not_wait_for_the_worker_that_
     let mut world = World::new(1);
     world.take(Step::HandOver(0));
     world.take(Step::Attempt);
-    world.take(Step::Finish(0, Verdict::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
+    world.take(Step::Finish(0, AttemptResult::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
     world.take(Step::Wait(1000));
     let probe = world.state.next_job(world.now).expect("the pause is over");
     world.take(Step::HandOver(1));
     assert!(!world.state.has_job(world.now), "while one probes");
-    world.state.finish(&probe, Verdict::Accepted, world.now);
+    world.state.finish(&probe, AttemptResult::Accepted, world.now);
     assert!(world.state.has_job(world.now));
     assert!(world.state.is_due_earlier(), "the pacer wakes a worker");
 }
@@ -390,7 +390,7 @@ fn while_a_probe_is_under_way_events_end_in_time() {
     let mut world = World::new(1);
     world.take(Step::HandOver(0));
     world.take(Step::Attempt);
-    world.take(Step::Finish(0, Verdict::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
+    world.take(Step::Finish(0, AttemptResult::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
     world.take(Step::HandOver(1));
     world.take(Step::Wait(1000));
     world.take(Step::Attempt);

@@ -24,7 +24,7 @@ fn event_of_2_kb(bencher: Bencher<'_, '_>, kind: &str) {
         events::write_event(&mut body, number * 5 + place);
     }
     body.push(']');
-    let settings = mapping::Settings::default();
+    let settings = mapping::MappingSettings::default();
     let mut scratch = Vec::new();
     bencher.counter(ItemsCount::new(EVENTS)).bench_local(|| {
         let body = Body::parse(&body, |element| {

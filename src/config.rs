@@ -127,7 +127,7 @@ pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsSt
 pub fn mapping_alone(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<mapping::Settings, Error> {
+) -> Result<mapping::MappingSettings, Error> {
     let mut sources = Sources::new(flags, variables);
     sources.read_file().map_err(Error::one)?;
     let mut reader = Reader::new(sources);
@@ -140,7 +140,7 @@ pub fn mapping_alone(
 #[derive(Clone, Debug)]
 pub struct Forwarding {
     /// What is forwarded, and how.
-    pub mapping: mapping::Settings,
+    pub mapping: mapping::MappingSettings,
     /// Where it goes.
     pub destination: DestinationSettings,
     /// How it is delivered.
@@ -274,7 +274,7 @@ fn access(
     )))
 }
 
-fn mapping(reader: &mut Reader) -> Result<mapping::Settings, Reported> {
+fn mapping(reader: &mut Reader) -> Result<mapping::MappingSettings, Reported> {
     let format = reader.value("variance.format", values::format);
     let calls = reader.list("filter.calls", values::call);
     let exclude = reader.list("filter.exclude", values::name_pattern);
@@ -287,7 +287,7 @@ fn mapping(reader: &mut Reader) -> Result<mapping::Settings, Reported> {
         }
         false => Ok(calls),
     });
-    Ok(mapping::Settings {
+    Ok(mapping::MappingSettings {
         format: format?,
         calls: calls?,
         exclude: exclude?,

@@ -17,7 +17,7 @@ use crate::{
 
 /// Which events are forwarded, and in which shape.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct MappingSettings {
     /// The shape of the bodies.
     pub format: Format,
     /// The calls that are forwarded.
@@ -30,7 +30,7 @@ pub struct Settings {
     pub account_group: Option<String>,
 }
 
-impl Default for Settings {
+impl Default for MappingSettings {
     /// What the app did, less groups.
     fn default() -> Self {
         Self {
@@ -88,7 +88,7 @@ pub enum Filtered {
 /// `name` and `version` of this program, as the app sent its own.
 const LIBRARY: &str = concat!(r#"{"name":"variance-connector","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
 
-impl Settings {
+impl MappingSettings {
     /// The message for an event, which arrived at `arrived` if it has no time of its own. `scratch` lends its memory.
     ///
     /// # Errors

@@ -85,7 +85,7 @@ pub async fn serve(
     listener: TcpListener,
     settings: Settings,
     auth: Auth,
-    mapping: mapping::Settings,
+    mapping: mapping::MappingSettings,
     outbox: Outbox,
     metrics: Metrics,
     shutdown: CancellationToken,

@@ -20,7 +20,7 @@ pub struct Settings {
     /// Who may send.
     pub auth: auth::Settings,
     /// What is forwarded, and how.
-    pub mapping: mapping::Settings,
+    pub mapping: mapping::MappingSettings,
     /// Where it goes.
     pub destination: DestinationSettings,
     /// How it is delivered.

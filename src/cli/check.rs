@@ -129,7 +129,7 @@ async fn send_test(config: Config) -> anyhow::Result<Answer> {
 }
 
 /// A PostHog event that nobody can take for a real one, on the way that all events go.
-fn test_message(mapping: &mapping::Settings, id: Uuid, now: SystemTime) -> Message {
+fn test_message(mapping: &mapping::MappingSettings, id: Uuid, now: SystemTime) -> Message {
     let event = json!({
         "event": TEST_EVENT,
         "uuid": id.to_string(),
@@ -137,7 +137,7 @@ fn test_message(mapping: &mapping::Settings, id: Uuid, now: SystemTime) -> Messa
         "timestamp": humantime::format_rfc3339_millis(now).to_string(),
         "properties": {"test": true, "sent_by": "variance-connector check --send"},
     });
-    let mapping = mapping::Settings { calls: vec![Call::Capture], exclude: Vec::new(), ..mapping.clone() };
+    let mapping = mapping::MappingSettings { calls: vec![Call::Capture], exclude: Vec::new(), ..mapping.clone() };
     let text = event.to_string();
     let element = Raw::parse(&text).expect("it is an object");
     let event = Event::decode(element, &Envelope::default()).expect("it has a name");

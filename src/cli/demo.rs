@@ -80,7 +80,7 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let is_down = Arc::new(AtomicBool::new(false));
     let (calls, mut arrived) = mpsc::unbounded_channel();
     let variance = stand_in(calls, Arc::clone(&is_down)).await?;
-    let mapping = mapping::Settings::default();
+    let mapping = mapping::MappingSettings::default();
     let service = Service::start(variance, mapping.clone()).await?;
     let mut out = io::stdout().lock();
     writeln!(
@@ -165,7 +165,7 @@ struct Service {
 }
 
 impl Service {
-    async fn start(variance: SocketAddr, mapping: mapping::Settings) -> anyhow::Result<Self> {
+    async fn start(variance: SocketAddr, mapping: mapping::MappingSettings) -> anyhow::Result<Self> {
         let mut authorization = HeaderValue::from_static(AUTHORIZATION);
         authorization.set_sensitive(true);
         let destination = DestinationSettings {
@@ -220,7 +220,12 @@ fn show_call(out: &mut impl Write, call: &Call) -> anyhow::Result<String> {
 
 /// Prints why the other events of a body did not arrive: filtered by the very rule that the service goes by, or named as a
 /// problem in its reply.
-fn show_rest(out: &mut impl Write, text: &str, mapping: &mapping::Settings, reply: &Value) -> anyhow::Result<()> {
+fn show_rest(
+    out: &mut impl Write,
+    text: &str,
+    mapping: &mapping::MappingSettings,
+    reply: &Value,
+) -> anyhow::Result<()> {
     let body = Body::parse(text, |element| element.event).context("the samples are bodies")?;
     for event in body.elements.into_iter().flatten() {
         if let Err(reason) = mapping.message(&event, SystemTime::now(), &mut Vec::new()) {

@@ -16,8 +16,8 @@ fn arrived() -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(1_787_217_243_512)
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> MappingSettings {
+    MappingSettings {
         format: Format::Variance,
         calls: Call::ALL.to_vec(),
         exclude: Vec::new(),
@@ -27,7 +27,7 @@ fn settings() -> Settings {
 }
 
 /// The only message of a body, as text.
-fn map(settings: &Settings, body: &str) -> Result<String, Filtered> {
+fn map(settings: &MappingSettings, body: &str) -> Result<String, Filtered> {
     let mut body = posthog::Body::parse(body, |element| element.event).unwrap();
     let event = body.elements.remove(0).unwrap();
     let message = settings.message(&event, arrived(), &mut Vec::new())?;
@@ -69,7 +69,7 @@ fn every_recorded_case_maps_as_posthogs_own_app_did() {
 #[test]
 fn the_name_decides_the_call_and_whether_it_is_forwarded() {
     use Filtered::{CallOff, Excluded, NoCall};
-    let settings = Settings {
+    let settings = MappingSettings {
         calls: vec![Call::Capture, Call::Page, Call::Identify, Call::Alias],
         exclude: ["secret", "internal *", "$set", "é*"].map(|pattern| pattern.parse().unwrap()).to_vec(),
         ..settings()
@@ -103,7 +103,7 @@ fn the_name_decides_the_call_and_whether_it_is_forwarded() {
         let type_name = message.map(|message| parse(&message)["type"].clone());
         assert_eq!(type_name, expected.map(Value::from), "{name}");
     }
-    let everything = Settings { exclude: vec!["*".parse().unwrap()], ..settings };
+    let everything = MappingSettings { exclude: vec!["*".parse().unwrap()], ..settings };
     assert_eq!(map(&everything, r#"{"event":"signed up"}"#), Err(Excluded(Call::Capture)));
 }
 
@@ -136,7 +136,7 @@ fn what_is_copied_is_copied_byte_for_byte() {
 
 #[test]
 fn the_posthog_format_is_the_event_as_it_was_received() {
-    let settings = Settings { format: Format::Posthog, calls: vec![Call::Capture], ..settings() };
+    let settings = MappingSettings { format: Format::Posthog, calls: vec![Call::Capture], ..settings() };
     let event = r#"{"event" : "e", "properties": {"$a":1e999, "a":null} , "a":1,"a":"\ud83d"}"#;
     for body in [
         event.to_owned(),
@@ -221,7 +221,7 @@ proptest! {
         person_traits: bool,
         account_group in prop::option::of(select(vec!["company", "posthog_group_type", "$internal", "e\"é"])),
     ) {
-        let settings = Settings {
+        let settings = MappingSettings {
             format: Format::Variance,
             calls,
             exclude: exclude.iter().map(|pattern| pattern.parse().unwrap()).collect(),
@@ -255,7 +255,7 @@ proptest! {
         let parsed = posthog::Body::parse(&body, |element| element.event);
         prop_assert_eq!(is_json, !matches!(parsed, Err(posthog::BodyError::NotJson(_))), "{}", body);
         let (Ok(parsed), Ok(value)) = (parsed, serde_json::from_str(&body)) else { return Ok(()) };
-        let settings = Settings { person_traits: true, ..settings() };
+        let settings = MappingSettings { person_traits: true, ..settings() };
         let outcomes = parsed.elements.into_iter().map(|event| {
             let Ok(event) = event else { return Expected::Invalid };
             let message = settings.message(&event, arrived(), &mut Vec::new());

@@ -27,7 +27,7 @@ const WINDOW: usize = 256;
 #[derive(Clone, Debug)]
 pub(super) struct Intake {
     /// What is forwarded, and how.
-    pub mapping: mapping::Settings,
+    pub mapping: mapping::MappingSettings,
     /// Where it goes.
     pub outbox: Outbox,
     /// Who counts it.

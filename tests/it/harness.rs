@@ -29,7 +29,7 @@ pub const AUTHORIZATION: &str = "Bearer variance-credential";
 pub struct Settings {
     pub server: server::Settings,
     pub auth: auth::Settings,
-    pub mapping: mapping::Settings,
+    pub mapping: mapping::MappingSettings,
     pub destination: DestinationSettings,
     pub outbox: outbox::Settings,
 }
@@ -67,7 +67,7 @@ impl Service {
                 head_timeout: server::HEAD_TIMEOUT,
             },
             auth: auth::Settings::default(),
-            mapping: mapping::Settings {
+            mapping: mapping::MappingSettings {
                 format: Format::Variance,
                 calls: vec![Call::Capture, Call::Page, Call::Identify, Call::Alias],
                 exclude: Vec::new(),

@@ -52,7 +52,7 @@ pub(super) struct Work {
 struct Stop;
 
 pub(super) struct Reader {
-    pub(super) mapping: mapping::Settings,
+    pub(super) mapping: mapping::MappingSettings,
     pub(super) times: Times,
     pub(super) skip: u64,
     pub(super) keeps_originals: bool,

@@ -14,7 +14,7 @@ pub(super) enum Expected {
 }
 
 /// What must become of each element of a body.
-pub(super) fn expected(settings: &Settings, body: &Value) -> Vec<Expected> {
+pub(super) fn expected(settings: &MappingSettings, body: &Value) -> Vec<Expected> {
     let (elements, sent_at) = match body {
         Value::Array(elements) => (elements.as_slice(), None),
         Value::Object(fields) => match fields.get("batch") {
@@ -26,7 +26,7 @@ pub(super) fn expected(settings: &Settings, body: &Value) -> Vec<Expected> {
     elements.iter().map(|element| of_element(settings, element, sent_at.clone())).collect()
 }
 
-fn of_element(settings: &Settings, element: &Value, batch_sent_at: Option<Value>) -> Expected {
+fn of_element(settings: &MappingSettings, element: &Value, batch_sent_at: Option<Value>) -> Expected {
     let (event, outer) = match element["event"].is_object() {
         true => (&element["event"], Some(element)),
         false => (element, None),
@@ -41,7 +41,7 @@ fn of_element(settings: &Settings, element: &Value, batch_sent_at: Option<Value>
 }
 
 fn message(
-    settings: &Settings,
+    settings: &MappingSettings,
     name: &str,
     event: &Value,
     outer: Option<&Value>,

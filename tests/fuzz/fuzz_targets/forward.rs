@@ -12,7 +12,7 @@ use uuid::Uuid;
 use variance_connector::{
     destination::USER_AGENT,
     json::Raw,
-    mapping::{Filtered, Format, NamePattern, Settings},
+    mapping::{Filtered, Format, NamePattern, MappingSettings},
     posthog::{Body, BodyError, Element, Event, MAX_UUID_BYTES},
     variance::Call,
 };
@@ -33,7 +33,7 @@ fuzz_target!(|text: &str| {
         Err(BodyError::NoContainer | BodyError::TooManyElements) => return,
     };
     assert!(is_json);
-    let everything = Settings {
+    let everything = MappingSettings {
         format: Format::Variance,
         calls: Call::ALL.to_vec(),
         exclude: Vec::new(),
@@ -41,7 +41,7 @@ fuzz_target!(|text: &str| {
         account_group: Some("company".to_owned()),
     };
     let exclude = [NamePattern::Exact("up".to_owned()), NamePattern::Prefix("$p".to_owned())];
-    for settings in [everything, Settings { exclude: exclude.to_vec(), ..Settings::default() }] {
+    for settings in [everything, MappingSettings { exclude: exclude.to_vec(), ..MappingSettings::default() }] {
         let outcomes: Vec<_> = body.elements.iter().map(|element| outcome(&settings, element, &body)).collect();
         // It takes no lone surrogate, no number beyond its floats, and no deep nesting.
         if let Ok(value) = serde_json::from_str(text) {
@@ -51,7 +51,7 @@ fuzz_target!(|text: &str| {
 });
 
 /// What becomes of an element: the name of that, and its message.
-fn outcome(settings: &Settings, element: &Element<'_>, body: &Body<'_, Element<'_>>) -> (&'static str, Option<String>) {
+fn outcome(settings: &MappingSettings, element: &Element<'_>, body: &Body<'_, Element<'_>>) -> (&'static str, Option<String>) {
     let Ok(event) = &element.event else { return ("invalid", None) };
     let id = event.uuid.as_str();
     assert!((1..=MAX_UUID_BYTES).contains(&id.len()));
@@ -61,18 +61,18 @@ fn outcome(settings: &Settings, element: &Element<'_>, body: &Body<'_, Element<'
     if !event.uuid.is_random() {
         assert_eq!(mapped(settings, &by_itself, id).as_deref(), Ok(&*message));
     }
-    let posthog = Settings { format: Format::Posthog, ..settings.clone() };
+    let posthog = MappingSettings { format: Format::Posthog, ..settings.clone() };
     assert_eq!(mapped(&posthog, event, id).as_deref(), Ok(event.raw.as_str()));
     ("message", Some(message))
 }
 
-fn mapped(settings: &Settings, event: &Event<'_>, id: &str) -> Result<String, Filtered> {
+fn mapped(settings: &MappingSettings, event: &Event<'_>, id: &str) -> Result<String, Filtered> {
     let message = settings.message(event, SystemTime::UNIX_EPOCH, &mut Vec::new())?;
     assert_eq!(message.id(), id);
     Ok(String::from_utf8(message.body().to_vec()).expect("slices of a text and text"))
 }
 
-fn compare(settings: &Settings, body: &Value, outcomes: &[(&'static str, Option<String>)]) {
+fn compare(settings: &MappingSettings, body: &Value, outcomes: &[(&'static str, Option<String>)]) {
     let all_expected = reference::expected(settings, body);
     assert_eq!(outcomes.len(), all_expected.len());
     for ((name, message), expected) in outcomes.iter().zip(all_expected) {

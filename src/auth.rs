@@ -20,7 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use ring::hmac;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{json::Raw, secret::Secret};
+use crate::{json::Raw, metrics::AuthFailureLabel, secret::Secret};
 
 const CONNECTOR_TOKEN: HeaderName = HeaderName::from_static("x-connector-token");
 
@@ -125,6 +125,21 @@ pub enum Denied {
     /// The signature is of another body, or made with another secret.
     #[error("the signature is wrong: it must be made with the signing secret over the body as it is sent")]
     WrongSignature,
+}
+
+impl From<Denied> for AuthFailureLabel {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::NoToken | Denied::NoApiKey | Denied::NoSignature => Self::Missing,
+            Denied::WrongToken
+            | Denied::PartialSignature
+            | Denied::UnusableId
+            | Denied::UnreadableTimestamp
+            | Denied::StaleTimestamp
+            | Denied::UnreadableSignature
+            | Denied::WrongSignature => Self::Wrong,
+        }
+    }
 }
 
 impl Auth {

@@ -23,7 +23,7 @@ use url::Url;
 
 pub use self::credential::Authorization;
 use self::credential::Credential;
-use crate::backoff;
+use crate::{backoff, metrics::AttemptLabel};
 
 mod credential;
 
@@ -105,6 +105,21 @@ pub enum Fault {
     /// The connection broke before the reply was complete.
     #[error("the connection to Variance broke before its answer")]
     Broken,
+}
+
+impl From<AttemptResult> for AttemptLabel {
+    fn from(result: AttemptResult) -> Self {
+        match result {
+            AttemptResult::Accepted => Self::Accepted,
+            AttemptResult::Refused(_) => Self::Refused,
+            AttemptResult::Failed { fault, .. } => match fault {
+                Fault::Status(_) => Self::Status,
+                Fault::Timeout => Self::Timeout,
+                Fault::Dns | Fault::TlsName | Fault::Tls | Fault::Connect => Self::Connect,
+                Fault::Broken => Self::Broken,
+            },
+        }
+    }
 }
 
 impl Fault {

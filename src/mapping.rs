@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::{
     json::{Raw, Text},
+    metrics::{CallLabel, FilteredLabel},
     posthog::{self, Event},
     variance::{Call, Message, Object},
 };
@@ -83,6 +84,17 @@ pub enum Filtered {
     /// It is a call whose name the settings leave out.
     #[error("excluded by filter.exclude")]
     Excluded(Call),
+}
+
+impl Filtered {
+    /// How it is counted.
+    pub fn labels(self) -> (CallLabel, FilteredLabel) {
+        match self {
+            Self::NoCall => (CallLabel::None, FilteredLabel::NoCall),
+            Self::CallOff(call) => (call.into(), FilteredLabel::CallOff),
+            Self::Excluded(call) => (call.into(), FilteredLabel::Excluded),
+        }
+    }
 }
 
 /// `name` and `version` of this program, as the app sent its own.

@@ -10,13 +10,13 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder, core::Collector,
 };
+use strum::VariantArray;
 
-pub use self::labels::{DestinationState, Outcome, Route};
-use crate::{
-    auth::Denied,
-    destination::{AttemptResult, Fault},
-    mapping::Filtered,
-    variance::Call,
+pub use self::labels::{
+    AttemptLabel, AuthFailureLabel, CallLabel, FilteredLabel, OutcomeLabel, RouteLabel, StateLabel,
+};
+use self::labels::{
+    AttemptLabelTable, AuthFailureLabelTable, CallLabelTable, FilteredLabelTable, OutcomeLabelTable, StateLabelTable,
 };
 
 mod labels;
@@ -28,29 +28,28 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
 
+/// What each event touches is looked up once.
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
     received: IntCounter,
-    /// By call, the last being none, and by outcome: looked up once, because each event touches them.
-    events: [[IntCounter; 6]; 6],
+    events: CallLabelTable<OutcomeLabelTable<IntCounter>>,
     joined: IntCounter,
-    filtered: [IntCounter; 3],
+    filtered: FilteredLabelTable<IntCounter>,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     received_bytes: IntCounter,
-    attempts: [IntCounter; 6],
+    attempts: AttemptLabelTable<IntCounter>,
     attempt_seconds: Histogram,
     breaker_openings: IntCounter,
-    /// No credential, and none that is right.
-    auth_failures: [IntCounter; 2],
+    auth_failures: AuthFailureLabelTable<IntCounter>,
     connections: IntGauge,
     held_events: IntGauge,
     held_bytes: IntGauge,
     held_limit: IntGauge,
     held_oldest: Gauge,
     remembered: IntGauge,
-    state: IntGaugeVec,
+    state: StateLabelTable<IntGauge>,
 }
 
 /// What is read when Prometheus asks, not counted on the way.
@@ -67,10 +66,12 @@ pub struct Snapshot {
     /// Final outcomes in memory.
     pub remembered: usize,
     /// Variance's state.
-    pub state: DestinationState,
+    pub state: StateLabel,
 }
 
 const PREFIX: &str = "variance_connector_";
+
+const SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 240.0];
 
 impl Metrics {
     /// Counts from zero.
@@ -79,27 +80,24 @@ impl Metrics {
         let counter = |name, help| register(&registry, IntCounter::with_opts(opts(name, help)));
         let counters = |name, help, labels: &[&str]| register(&registry, IntCounterVec::new(opts(name, help), labels));
         let gauge = |name, help| register(&registry, IntGauge::with_opts(opts(name, help)));
-        let histogram_opts = |name, help| {
-            let buckets =
-                vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 240.0];
-            HistogramOpts::new(format!("{PREFIX}{name}"), help).buckets(buckets)
-        };
+        let gauges = |name, help, labels: &[&str]| register(&registry, IntGaugeVec::new(opts(name, help), labels));
+        let seconds = |name, help| HistogramOpts::new(format!("{PREFIX}{name}"), help).buckets(SECONDS.to_vec());
 
         let events = counters("events_total", "Events by how they ended.", &["call", "outcome"]);
-        let call_names: [&str; 6] = std::array::from_fn(|call| Call::ALL.get(call).map_or("none", |call| call.name()));
         let filtered = counters("filtered_events_total", "Events not forwarded on purpose.", &["reason"]);
-        let attempts = counters("attempts_total", "Attempts to post to Variance, by result.", &["result"]);
-        let state = IntGaugeVec::new(opts("destination_state", "Variance's state: 1 for the current one."), &["state"]);
         let requests = counters("requests_total", "Requests by route and status.", &["route", "status"]);
+        let attempts = counters("attempts_total", "Attempts to post to Variance, by result.", &["result"]);
         let auth_failures = counters("auth_failures_total", "Requests without a right credential.", &["reason"]);
+        let state = gauges("destination_state", "Variance's state: 1 for the current one.", &["state"]);
         // A counter that first appears at one shows no increase, so all begin at zero, and alerts see the first.
-        for route in Route::ALL {
+        for route in RouteLabel::VARIANTS {
             for status in route.statuses() {
-                requests.with_label_values(&[route.name(), &status.to_string()]).reset();
+                requests.with_label_values(&[route.as_ref(), &status.to_string()]).reset();
             }
         }
-        let build = IntGaugeVec::new(opts("build_info", "This program's version."), &["version"]);
-        register(&registry, build).with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        gauges("build_info", "This program's version.", &["version"])
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
         // There is none for other systems.
         #[cfg(target_os = "linux")]
         registry
@@ -108,24 +106,26 @@ impl Metrics {
 
         Self(Arc::new(Inner {
             received: counter("received_events_total", "Events in bodies that were taken."),
-            events: call_names
-                .map(|call| Outcome::ALL.map(|outcome| events.with_label_values(&[call, outcome.name()]))),
+            events: CallLabelTable::from_closure(|call| {
+                OutcomeLabelTable::from_closure(|outcome| events.with_label_values(&[call.as_ref(), outcome.as_ref()]))
+            }),
             joined: counter("joined_events_total", "Re-sends of an event that was under way or remembered."),
-            filtered: ["no_call", "call_off", "excluded"].map(|reason| filtered.with_label_values(&[reason])),
+            filtered: FilteredLabelTable::from_closure(|reason| filtered.with_label_values(&[reason.as_ref()])),
             requests,
             request_seconds: register(
                 &registry,
-                HistogramVec::new(histogram_opts("request_duration_seconds", "Time to reply to a sender."), &["route"]),
+                HistogramVec::new(seconds("request_duration_seconds", "Time to reply to a sender."), &["route"]),
             ),
             received_bytes: counter("received_bytes_total", "Bytes of bodies, before decompression."),
-            attempts: ["accepted", "refused", "status", "timeout", "connect", "broken"]
-                .map(|result| attempts.with_label_values(&[result])),
+            attempts: AttemptLabelTable::from_closure(|result| attempts.with_label_values(&[result.as_ref()])),
             attempt_seconds: register(
                 &registry,
-                Histogram::with_opts(histogram_opts("attempt_duration_seconds", "Time of one attempt to post.")),
+                Histogram::with_opts(seconds("attempt_duration_seconds", "Time of one attempt to post.")),
             ),
             breaker_openings: counter("breaker_openings_total", "Times that posting to Variance was paused."),
-            auth_failures: ["missing", "wrong"].map(|reason| auth_failures.with_label_values(&[reason])),
+            auth_failures: AuthFailureLabelTable::from_closure(|reason| {
+                auth_failures.with_label_values(&[reason.as_ref()])
+            }),
             connections: gauge("connections", "Open connections from senders."),
             held_events: gauge("held_events", "Events in memory that Variance does not have yet."),
             held_bytes: gauge("held_bytes", "Memory of the events held."),
@@ -135,31 +135,25 @@ impl Metrics {
                 Gauge::with_opts(opts("held_oldest_seconds", "Age of the oldest event held; 0 if none is.")),
             ),
             remembered: gauge("remembered_outcomes", "Final outcomes in memory, from which re-sends are answered."),
-            state: register(&registry, state),
+            state: StateLabelTable::from_closure(|each| state.with_label_values(&[each.as_ref()])),
             registry,
         }))
     }
 
-    /// Counts the events of a body.
+    /// Counts the events of a body, and its bytes before decompression.
     pub fn received(&self, events: usize, bytes: usize) {
         self.0.received.inc_by(events as u64);
         self.0.received_bytes.inc_by(bytes as u64);
     }
 
-    /// Counts the end of `count` events; `call` is nothing where it is not known.
-    pub fn ended(&self, call: Option<Call>, outcome: Outcome, count: usize) {
-        let call = call.map_or(Call::ALL.len(), |call| call as usize);
-        self.0.events[call][outcome as usize].inc_by(count as u64);
+    /// Counts the end of `count` events.
+    pub fn ended(&self, call: CallLabel, outcome: OutcomeLabel, count: usize) {
+        self.0.events[call][outcome].inc_by(count as u64);
     }
 
     /// Counts an event that is not forwarded, and why.
-    pub fn filtered(&self, reason: Filtered) {
-        let (call, reason) = match reason {
-            Filtered::NoCall => (None, 0),
-            Filtered::CallOff(call) => (Some(call), 1),
-            Filtered::Excluded(call) => (Some(call), 2),
-        };
-        self.ended(call, Outcome::Filtered, 1);
+    pub fn filtered(&self, call: CallLabel, reason: FilteredLabel) {
+        self.ended(call, OutcomeLabel::Filtered, 1);
         self.0.filtered[reason].inc();
     }
 
@@ -169,15 +163,7 @@ impl Metrics {
     }
 
     /// Counts an attempt and its time.
-    pub fn attempted(&self, result: AttemptResult, time: Duration) {
-        let result = match result {
-            AttemptResult::Accepted => 0,
-            AttemptResult::Refused(_) => 1,
-            AttemptResult::Failed { fault: Fault::Status(_), .. } => 2,
-            AttemptResult::Failed { fault: Fault::Timeout, .. } => 3,
-            AttemptResult::Failed { fault: Fault::Connect | Fault::Dns | Fault::Tls | Fault::TlsName, .. } => 4,
-            AttemptResult::Failed { fault: Fault::Broken, .. } => 5,
-        };
+    pub fn attempted(&self, result: AttemptLabel, time: Duration) {
         self.0.attempts[result].inc();
         self.0.attempt_seconds.observe(time.as_secs_f64());
     }
@@ -187,18 +173,17 @@ impl Metrics {
         self.0.breaker_openings.inc();
     }
 
-    /// Counts a reply and the time it took.
-    pub fn replied(&self, route: Route, status: StatusCode, time: Duration) {
-        self.0.requests.with_label_values(&[route.name(), status.as_str()]).inc();
-        if matches!(route, Route::Webhook | Route::Batch) {
-            self.0.request_seconds.with_label_values(&[route.name()]).observe(time.as_secs_f64());
+    /// Counts a reply. The time it took is observed for the routes that take events.
+    pub fn replied(&self, route: RouteLabel, status: StatusCode, time: Duration) {
+        self.0.requests.with_label_values(&[route.as_ref(), status.as_str()]).inc();
+        if matches!(route, RouteLabel::Webhook | RouteLabel::Batch) {
+            self.0.request_seconds.with_label_values(&[route.as_ref()]).observe(time.as_secs_f64());
         }
     }
 
     /// Counts a sender without a right credential.
-    pub fn auth_failed(&self, denied: Denied) {
-        let is_missing = matches!(denied, Denied::NoToken | Denied::NoApiKey | Denied::NoSignature);
-        self.0.auth_failures[usize::from(!is_missing)].inc();
+    pub fn auth_failed(&self, reason: AuthFailureLabel) {
+        self.0.auth_failures[reason].inc();
     }
 
     /// The gauge of open connections.
@@ -215,9 +200,7 @@ impl Metrics {
         set(&self.0.held_limit, held_limit);
         set(&self.0.remembered, remembered);
         self.0.held_oldest.set(held_oldest.as_secs_f64());
-        for each in DestinationState::ALL {
-            self.0.state.with_label_values(&[each.name()]).set(i64::from(each == state));
-        }
+        self.0.state.transform(|each, gauge| gauge.set(i64::from(each == state)));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.0.registry.gather(), &mut text).expect("a vector takes all that is written");
         text

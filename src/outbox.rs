@@ -60,7 +60,7 @@ use self::{
 use crate::{
     backoff::Backoff,
     destination::Destination,
-    metrics::{self, Metrics},
+    metrics::{self, Metrics, OutcomeLabel},
     variance::Message,
 };
 
@@ -311,7 +311,7 @@ impl Shared {
             let start = Instant::now();
             let (result, reply) = self.destination.post(job.message.body()).await;
             let now = Instant::now();
-            self.metrics.attempted(result, now - start);
+            self.metrics.attempted(result.into(), now - start);
             let (ended, is_due_earlier, news) = {
                 let mut state = self.state();
                 (state.finish(&job, result, now), state.is_due_earlier(), mem::take(&mut state.health.news))
@@ -387,11 +387,11 @@ impl Shared {
     fn announce(&self, ended: Ended) {
         let Ended { message, outcome, waiters } = ended;
         let counted = match outcome {
-            Outcome::Delivered => metrics::Outcome::Delivered,
-            Outcome::Refused(_) => metrics::Outcome::Refused,
-            Outcome::Abandoned => metrics::Outcome::Abandoned,
+            Outcome::Delivered => OutcomeLabel::Delivered,
+            Outcome::Refused(_) => OutcomeLabel::Refused,
+            Outcome::Abandoned => OutcomeLabel::Abandoned,
         };
-        self.metrics.ended(Some(message.call), counted, 1);
+        self.metrics.ended(message.call.into(), counted, 1);
         if outcome != Outcome::Delivered {
             let reason: &dyn fmt::Display = match outcome {
                 Outcome::Abandoned if self.stop.is_cancelled() => &"the connector stopped before Variance had it",

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::json::Raw;
+use crate::{json::Raw, metrics::CallLabel};
 
 /// What Variance calls the five things that it understands, by PostHog's names for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -43,6 +43,18 @@ impl Call {
         match self {
             Self::Capture => "track",
             other => other.name(),
+        }
+    }
+}
+
+impl From<Call> for CallLabel {
+    fn from(call: Call) -> Self {
+        match call {
+            Call::Capture => Self::Capture,
+            Call::Page => Self::Page,
+            Call::Identify => Self::Identify,
+            Call::Alias => Self::Alias,
+            Call::Group => Self::Group,
         }
     }
 }

@@ -1,68 +1,96 @@
-//! The closed sets that labels come from.
+//! The closed sets that labels come from. Each part turns its own values into these. A `…Table` has a field for each
+//! value, so what is looked up once cannot stand in another's place.
 
-/// How an event can end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+use strum::{AsRefStr, EnumTable, IntoStaticStr, VariantArray};
+
+/// The call that an event becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[strum(serialize_all = "snake_case")]
+#[expect(missing_docs, reason = "each is the call of the same name")]
+pub enum CallLabel {
+    Capture,
+    Page,
+    Identify,
+    Alias,
+    Group,
+    /// None, or none that is known.
+    None,
+}
+
+/// How an event ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[strum(serialize_all = "snake_case")]
+pub enum OutcomeLabel {
     /// Variance has it.
     Delivered,
-    /// It is not one to forward.
+    /// The settings leave it out, or Variance has no call for it.
     Filtered,
-    /// Variance will not have it.
+    /// Variance refused it for good.
     Refused,
-    /// It is no event.
+    /// It is not an event, or one that is too large.
     Invalid,
-    /// It was held until the end of its time, or of the process's.
+    /// It was held until its time or the process ended.
     Abandoned,
     /// The sender keeps it: told 503 or 429, and not taken in.
     Returned,
 }
 
-impl Outcome {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Delivered, Self::Filtered, Self::Refused, Self::Invalid, Self::Abandoned, Self::Returned];
+/// Why an event is filtered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[strum(serialize_all = "snake_case")]
+pub enum FilteredLabel {
+    /// Variance has no call for it.
+    NoCall,
+    /// `filter.calls` leaves its call out.
+    CallOff,
+    /// `filter.exclude` names it.
+    Excluded,
+}
 
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Filtered => "filtered",
-            Self::Refused => "refused",
-            Self::Invalid => "invalid",
-            Self::Abandoned => "abandoned",
-            Self::Returned => "returned",
-        }
-    }
+/// What came of an attempt to post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[strum(serialize_all = "snake_case")]
+pub enum AttemptLabel {
+    /// Variance took the event.
+    Accepted,
+    /// Variance refused the event.
+    Refused,
+    /// Variance answered with another status.
+    Status,
+    /// Variance did not answer in time.
+    Timeout,
+    /// There was no connection: no such name, nobody there, or no TLS.
+    Connect,
+    /// The connection broke before the answer.
+    Broken,
+}
+
+/// What is wrong with a sender's credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[strum(serialize_all = "snake_case")]
+pub enum AuthFailureLabel {
+    /// There is none.
+    Missing,
+    /// There is one, but not a right one.
+    Wrong,
 }
 
 /// Where a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "each is the path of the same name, with or without a slash at its end")]
-pub enum Route {
+pub enum RouteLabel {
     Webhook,
     Batch,
     Healthz,
     Readyz,
     Metrics,
-    /// Nowhere: there is no such path, or no such method on it.
+    /// There is no such path, or no such method on it.
     Other,
 }
 
-impl Route {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Webhook, Self::Batch, Self::Healthz, Self::Readyz, Self::Metrics, Self::Other];
-
-    /// Its name in metrics and the log.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Webhook => "webhook",
-            Self::Batch => "batch",
-            Self::Healthz => "healthz",
-            Self::Readyz => "readyz",
-            Self::Metrics => "metrics",
-            Self::Other => "other",
-        }
-    }
-
-    /// What it answers with.
+impl RouteLabel {
+    /// The statuses of its replies.
     pub(super) fn statuses(self) -> &'static [u16] {
         match self {
             Self::Webhook | Self::Batch => &[200, 400, 401, 413, 415, 422, 429, 503],
@@ -73,9 +101,10 @@ impl Route {
     }
 }
 
-/// What is known of Variance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DestinationState {
+/// Variance's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum StateLabel {
     /// Nothing was posted yet.
     Unknown,
     /// The last attempt was answered.
@@ -84,18 +113,4 @@ pub enum DestinationState {
     Failing,
     /// So many failed that there are none for a while.
     Paused,
-}
-
-impl DestinationState {
-    pub(super) const ALL: [Self; 4] = [Self::Unknown, Self::Up, Self::Failing, Self::Paused];
-
-    /// Its name in metrics and in what `/healthz` answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Up => "up",
-            Self::Failing => "failing",
-            Self::Paused => "paused",
-        }
-    }
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::{Outcome, Refusal};
-use crate::{destination::Fault, metrics::DestinationState};
+use crate::{destination::Fault, metrics::StateLabel};
 
 /// How many refusals without a delivery between them mean that something is wrong for all.
 const REFUSALS_IN_A_ROW: u32 = 100;
@@ -14,7 +14,7 @@ const REFUSALS_IN_A_ROW: u32 = 100;
 #[derive(Clone, Debug)]
 pub struct Health {
     /// How it is.
-    pub state: DestinationState,
+    pub state: StateLabel,
     /// When that began.
     pub since: SystemTime,
     /// What is wrong, while something is.
@@ -39,7 +39,7 @@ pub(super) enum News {
 impl Default for Health {
     fn default() -> Self {
         Self {
-            state: DestinationState::Unknown,
+            state: StateLabel::Unknown,
             since: SystemTime::now(),
             reason: None,
             last_success: None,
@@ -56,11 +56,11 @@ impl Health {
     }
 
     pub(super) fn answered(&mut self, outcome: Outcome, now: Instant) {
-        if self.state != DestinationState::Up {
-            if self.state == DestinationState::Paused {
+        if self.state != StateLabel::Up {
+            if self.state == StateLabel::Paused {
                 self.news.push(News::Resumed(self.since));
             }
-            self.enter(DestinationState::Up, None);
+            self.enter(StateLabel::Up, None);
         }
         if let Outcome::Refused(refusal) = outcome {
             self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
@@ -74,7 +74,7 @@ impl Health {
     }
 
     pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, was_closed: bool) {
-        let state = if is_paused { DestinationState::Paused } else { DestinationState::Failing };
+        let state = if is_paused { StateLabel::Paused } else { StateLabel::Failing };
         if is_paused && was_closed {
             self.news.push(News::Paused(fault));
         }
@@ -84,7 +84,7 @@ impl Health {
         self.reason = Some(fault);
     }
 
-    fn enter(&mut self, state: DestinationState, reason: Option<Fault>) {
+    fn enter(&mut self, state: StateLabel, reason: Option<Fault>) {
         (self.state, self.since, self.reason) = (state, SystemTime::now(), reason);
     }
 }

@@ -20,7 +20,11 @@ use super::{
     intake::Intake,
     reply::Reply,
 };
-use crate::{auth::Auth, metrics, repeated::Repeated};
+use crate::{
+    auth::Auth,
+    metrics::{self, RouteLabel},
+    repeated::Repeated,
+};
 
 mod health;
 mod receive;
@@ -53,7 +57,7 @@ pub(super) struct App {
 /// One of the two routes that take events.
 #[derive(Clone, Debug)]
 struct Route {
-    label: metrics::Route,
+    label: RouteLabel,
     deadline: Duration,
     body_timeout: Duration,
     budget: Budget,
@@ -69,14 +73,14 @@ impl App {
         let bodies = (2 * max_body).max(MIN_BODIES);
         Self {
             webhook: Route {
-                label: metrics::Route::Webhook,
+                label: RouteLabel::Webhook,
                 deadline: webhook_deadline,
                 body_timeout: webhook_deadline,
                 budget: Budget::new(bodies),
                 takes_api_key: false,
             },
             batch: Route {
-                label: metrics::Route::Batch,
+                label: RouteLabel::Batch,
                 deadline: batch_deadline,
                 body_timeout: batch_deadline.min(BATCH_BODY_TIMEOUT),
                 budget: Budget::new(bodies),
@@ -103,8 +107,8 @@ impl App {
         let webhook =
             post(|State(app): State<Arc<Self>>, request| async move { app.receive(&app.webhook, request).await });
         let batch = post(|State(app): State<Arc<Self>>, request| async move { app.receive(&app.batch, request).await });
-        let healthz = get(|State(app): State<Arc<Self>>| async move { app.health(metrics::Route::Healthz) });
-        let readyz = get(|State(app): State<Arc<Self>>| async move { app.health(metrics::Route::Readyz) });
+        let healthz = get(|State(app): State<Arc<Self>>| async move { app.health(RouteLabel::Healthz) });
+        let readyz = get(|State(app): State<Arc<Self>>| async move { app.health(RouteLabel::Readyz) });
         let metrics = get(|State(app): State<Arc<Self>>| async move { app.metrics() });
         let mut router = Router::new();
         for (path, route) in [
@@ -129,7 +133,7 @@ impl App {
     /// A reply to a request whose body nobody wants.
     fn early(&self, reply: Reply, request: Request) -> Response {
         self.discard(request.into_body());
-        self.intake.metrics.replied(metrics::Route::Other, reply.status, Duration::ZERO);
+        self.intake.metrics.replied(RouteLabel::Other, reply.status, Duration::ZERO);
         reply.into_response()
     }
 
@@ -141,9 +145,9 @@ impl App {
         }
     }
 
-    fn health(&self, route: metrics::Route) -> Response {
+    fn health(&self, route: RouteLabel) -> Response {
         let is_draining = self.intake.draining.is_cancelled();
-        let status = match is_draining && route == metrics::Route::Readyz {
+        let status = match is_draining && route == RouteLabel::Readyz {
             true => StatusCode::SERVICE_UNAVAILABLE,
             false => StatusCode::OK,
         };
@@ -155,7 +159,7 @@ impl App {
     }
 
     fn metrics(&self) -> Response {
-        self.intake.metrics.replied(metrics::Route::Metrics, StatusCode::OK, Duration::ZERO);
+        self.intake.metrics.replied(RouteLabel::Metrics, StatusCode::OK, Duration::ZERO);
         let text = self.intake.metrics.encode(self.intake.outbox.snapshot());
         ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
     }

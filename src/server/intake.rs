@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::reply::{Reply, Report};
 use crate::{
     mapping::{self, Filtered},
-    metrics::{self, Metrics},
+    metrics::{CallLabel, Metrics, OutcomeLabel},
     outbox::{HandOver, Identity, Outbox, Outcome, Ticket},
     posthog::{Element, Invalid},
     variance::Message,
@@ -146,13 +146,14 @@ impl Request<'_> {
             let (message, identity) = match element {
                 Prepared::Message { message, identity, .. } => (message, *identity),
                 Prepared::Filtered(filtered) => {
-                    self.intake.metrics.filtered(*filtered);
+                    let (call, reason) = filtered.labels();
+                    self.intake.metrics.filtered(call, reason);
                     self.report.filtered += 1;
                     self.account(index);
                     continue;
                 }
                 Prepared::Invalid(invalid) => {
-                    self.intake.metrics.ended(None, metrics::Outcome::Invalid, 1);
+                    self.intake.metrics.ended(CallLabel::None, OutcomeLabel::Invalid, 1);
                     self.invalid(index, invalid);
                     continue;
                 }
@@ -165,7 +166,7 @@ impl Request<'_> {
                     self.ended(index, outcome);
                 }
                 HandOver::TooLarge => {
-                    self.intake.metrics.ended(Some(message.call), metrics::Outcome::Invalid, 1);
+                    self.intake.metrics.ended(message.call.into(), OutcomeLabel::Invalid, 1);
                     self.invalid(index, &"the event is larger than delivery.max_held");
                 }
                 HandOver::Full if self.ticket.is_unused() => return Stopped::Full,
@@ -280,6 +281,6 @@ impl Request<'_> {
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        self.intake.metrics.ended(None, metrics::Outcome::Returned, self.unaccounted);
+        self.intake.metrics.ended(CallLabel::None, OutcomeLabel::Returned, self.unaccounted);
     }
 }

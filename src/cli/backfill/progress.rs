@@ -9,7 +9,7 @@ use std::{
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
 use super::counts::Counts;
-use crate::{cli::input::Position, metrics::DestinationState, outbox::Outbox};
+use crate::{cli::input::Position, metrics::StateLabel, outbox::Outbox};
 
 /// How often it is looked at.
 pub(super) const TICK: Duration = Duration::from_millis(200);
@@ -67,7 +67,7 @@ impl Progress {
         let Inner { bar, is_quiet, start, total_bytes, position, counts, last } = &*self.0;
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         let health = outbox.health();
-        let is_paused = health.state == DestinationState::Paused;
+        let is_paused = health.state == StateLabel::Paused;
         if std::mem::replace(&mut last.is_paused, is_paused) != is_paused {
             match health.reason.filter(|_| is_paused) {
                 Some(fault) => self.say(&format!("Variance does not take events ({fault}): waiting, and trying again")),

@@ -40,7 +40,7 @@ impl Health {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: uptime.as_secs(),
             destination: Destination {
-                state: health.state.name(),
+                state: health.state.into(),
                 since: time(health.since),
                 reason: health.reason.map(|fault| fault.to_string()),
                 last_success: health.last_success().map(time),

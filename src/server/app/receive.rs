@@ -61,7 +61,7 @@ impl App {
         let reply = self.answer(route, request, start).await;
         self.intake.metrics.replied(route.label, reply.status, start.elapsed());
         tracing::debug!(
-            route = route.label.name(),
+            route = route.label.as_ref(),
             status = reply.status.as_u16(),
             received = reply.report.received,
             "replied"
@@ -202,7 +202,7 @@ impl App {
 
     /// The reply to a sender without a right credential.
     fn deny(&self, denied: Denied) -> Reply {
-        self.intake.metrics.auth_failed(denied);
+        self.intake.metrics.auth_failed(denied.into());
         if let Some(requests) = self.refusals.note(Instant::now()) {
             tracing::warn!(requests, reason = %denied, "senders were refused");
         }

@@ -39,7 +39,7 @@ const DOCKER_KILLS: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Config {
     /// What the service does.
-    pub service: service::Settings,
+    pub service: service::ServiceSettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -96,7 +96,7 @@ pub fn load(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsStri
     let (settings, problems) = reader.finish();
     match (destination, server, auth, access, mapping, outbox, log) {
         (Ok(destination), Ok(server), Ok(auth), Ok(()), Ok(mapping), Ok(outbox), Ok(log)) if problems.is_empty() => {
-            let service = service::Settings { server, auth, mapping, destination, outbox };
+            let service = service::ServiceSettings { server, auth, mapping, destination, outbox };
             let config = Config { service, log };
             Ok(Loaded { config, settings, warnings })
         }
@@ -212,12 +212,12 @@ fn server(
     reader: &mut Reader,
     warnings: &mut Vec<String>,
     listen: Result<SocketAddr, Reported>,
-) -> Result<server::Settings, Reported> {
+) -> Result<server::ServerSettings, Reported> {
     let webhook_deadline = reader.value("server.webhook_deadline", values::duration);
     let batch_deadline = reader.value("server.batch_deadline", values::duration);
     let max_body = reader.value("server.max_body", values::size);
     let shutdown_grace = reader.value("delivery.shutdown_grace", values::duration);
-    let settings = server::Settings {
+    let settings = server::ServerSettings {
         listen: listen?,
         webhook_deadline: webhook_deadline?,
         batch_deadline: batch_deadline?,

@@ -35,7 +35,7 @@ const FLUSH_FOR: Duration = Duration::from_millis(200);
 
 /// The address, and the limits of a request.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ServerSettings {
     /// Where to listen.
     pub listen: SocketAddr,
     /// How long a webhook request may take.
@@ -51,11 +51,11 @@ pub struct Settings {
     pub head_timeout: Duration,
 }
 
-/// The [`Settings::head_timeout`] of every real service: more than the 10 s for which PostHog keeps an idle connection
+/// The [`ServerSettings::head_timeout`] of every real service: more than the 10 s for which PostHog keeps an idle connection
 /// (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
-impl Default for Settings {
+impl Default for ServerSettings {
     /// Deadlines below PostHog's own, on an address that only this machine reaches.
     fn default() -> Self {
         Self {
@@ -83,7 +83,7 @@ pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// Serves until `shutdown`, then finishes what it has within the grace. Returns how many events were abandoned.
 pub async fn serve(
     listener: TcpListener,
-    settings: Settings,
+    settings: ServerSettings,
     auth: Auth,
     mapping: mapping::MappingSettings,
     outbox: Outbox,

@@ -14,9 +14,9 @@ use crate::{
 
 /// Everything that the parts want to know.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ServiceSettings {
     /// The HTTP face.
-    pub server: server::Settings,
+    pub server: server::ServerSettings,
     /// Who may send.
     pub auth: auth::Settings,
     /// What is forwarded, and how.
@@ -32,8 +32,12 @@ pub struct Settings {
 ///
 /// # Errors
 /// When there can be no client for the destination, see [`Destination::new`].
-pub async fn run(listener: TcpListener, settings: Settings, shutdown: CancellationToken) -> reqwest::Result<usize> {
-    let Settings { server, auth, mapping, destination, outbox } = settings;
+pub async fn run(
+    listener: TcpListener,
+    settings: ServiceSettings,
+    shutdown: CancellationToken,
+) -> reqwest::Result<usize> {
+    let ServiceSettings { server, auth, mapping, destination, outbox } = settings;
     let metrics = Metrics::new();
     let destination = Destination::new(destination, outbox.concurrency)?;
     let outbox = Outbox::start(outbox, destination, metrics.clone());

@@ -116,7 +116,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
 
 /// Posts one `track`, whatever the filters say.
 async fn send_test(config: Config) -> anyhow::Result<Answer> {
-    let service::Settings { mapping, destination, .. } = config.service;
+    let service::ServiceSettings { mapping, destination, .. } = config.service;
     let url = destination.webhook_url.clone();
     let timeout = destination.attempt_timeout;
     let message = test_message(&mapping, Uuid::new_v4(), SystemTime::now());

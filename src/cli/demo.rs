@@ -174,14 +174,14 @@ impl Service {
             attempt_timeout: Duration::from_secs(10),
             use_proxy: false,
         };
-        let server = server::Settings {
+        let server = server::ServerSettings {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             webhook_deadline: WEBHOOK_DEADLINE,
             shutdown_grace: Duration::from_secs(2),
-            ..server::Settings::default()
+            ..server::ServerSettings::default()
         };
         let tokens = vec![TOKEN.parse().expect("long enough")];
-        let settings = service::Settings {
+        let settings = service::ServiceSettings {
             server,
             auth: auth::Settings { tokens, signing_secrets: Vec::new() },
             mapping,

@@ -59,8 +59,8 @@ fn raise_descriptor_limit(concurrency: usize) {
 }
 
 /// The first line of the log: what runs here.
-fn announce(service: &service::Settings, address: SocketAddr) {
-    let service::Settings { server: _, auth, mapping, destination, outbox: _ } = service;
+fn announce(service: &service::ServiceSettings, address: SocketAddr) {
+    let service::ServiceSettings { server: _, auth, mapping, destination, outbox: _ } = service;
     let calls: Vec<_> = mapping.calls.iter().map(|call| call.name()).collect();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

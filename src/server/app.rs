@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use self::health::Health;
 use super::{
-    Settings,
+    ServerSettings,
     body::{self, Budget},
     intake::Intake,
     reply::Reply,
@@ -67,9 +67,15 @@ struct Route {
 
 impl App {
     /// The application with its routes, whose bodies have their budgets.
-    pub(super) fn new(settings: &Settings, auth: Auth, intake: Intake) -> Self {
-        let Settings { listen: _, webhook_deadline, batch_deadline, max_body, shutdown_grace: _, head_timeout: _ } =
-            *settings;
+    pub(super) fn new(settings: &ServerSettings, auth: Auth, intake: Intake) -> Self {
+        let ServerSettings {
+            listen: _,
+            webhook_deadline,
+            batch_deadline,
+            max_body,
+            shutdown_grace: _,
+            head_timeout: _,
+        } = *settings;
         let bodies = (2 * max_body).max(MIN_BODIES);
         Self {
             webhook: Route {

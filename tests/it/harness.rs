@@ -27,7 +27,7 @@ pub const AUTHORIZATION: &str = "Bearer variance-credential";
 
 /// Everything that can be set. Durations are a hundredth of the real ones, where waiting for them would be.
 pub struct Settings {
-    pub server: server::Settings,
+    pub server: server::ServerSettings,
     pub auth: auth::Settings,
     pub mapping: mapping::MappingSettings,
     pub destination: DestinationSettings,
@@ -58,7 +58,7 @@ impl Service {
         let mut authorization = HeaderValue::from_static(AUTHORIZATION);
         authorization.set_sensitive(true);
         let mut settings = Settings {
-            server: server::Settings {
+            server: server::ServerSettings {
                 listen: "127.0.0.1:0".parse().unwrap(),
                 webhook_deadline: Duration::from_secs(20),
                 batch_deadline: Duration::from_secs(60),

@@ -67,10 +67,10 @@ fn variable(line: &str) -> Option<(OsString, OsString)> {
     (!is_file).then(|| (name.into(), (secret + value).into()))
 }
 
-fn is_usable(settings: service::Settings, allows_anonymous: bool) {
-    let service::Settings { server, auth, mapping, destination, outbox } = settings;
+fn is_usable(settings: service::ServiceSettings, allows_anonymous: bool) {
+    let service::ServiceSettings { server, auth, mapping, destination, outbox } = settings;
 
-    let server::Settings { listen, webhook_deadline, batch_deadline, max_body, shutdown_grace, head_timeout } = server;
+    let server::ServerSettings { listen, webhook_deadline, batch_deadline, max_body, shutdown_grace, head_timeout } = server;
     let has_credential = !auth.tokens.is_empty() || !auth.signing_secrets.is_empty();
     let outbox::Settings { concurrency, retry_for, max_held, pacing: _ } = outbox;
     let timeouts = [head_timeout, destination.attempt_timeout];

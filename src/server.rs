@@ -80,49 +80,59 @@ pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown`, then finishes what it has within the grace. Returns how many events were abandoned.
-pub async fn serve(
-    listener: TcpListener,
-    settings: ServerSettings,
-    auth: Auth,
-    mapping: mapping::MappingSettings,
-    outbox: Outbox,
-    metrics: Metrics,
-    shutdown: CancellationToken,
-) -> usize {
-    let shutdown_grace = settings.shutdown_grace;
-    let draining = CancellationToken::new();
-    let hurry = CancellationToken::new();
-    let intake = Intake {
-        mapping,
-        outbox: outbox.clone(),
-        metrics: metrics.clone(),
-        draining: draining.clone(),
-        hurry: hurry.clone(),
-    };
-    let app = App::new(&settings, auth, intake);
-    let connections = Connections::new(settings.head_timeout);
-    let accepting = connections.accept(listener, app.router(), metrics);
-    let ending = async {
-        shutdown.cancelled().await;
-        let end = Instant::now() + shutdown_grace;
-        tracing::info!(grace = %humantime::format_duration(shutdown_grace), "stopping: no more events are taken in");
-        draining.cancel();
-        let finished = async {
-            outbox.emptied().await;
-            app.answered().await;
+/// The HTTP face, and what it hands requests to.
+#[derive(Debug)]
+pub struct Server {
+    /// The limits of a request. Where to listen is the caller's affair.
+    pub settings: ServerSettings,
+    /// Who may send.
+    pub auth: Auth,
+    /// What is forwarded, and how.
+    pub mapping: mapping::MappingSettings,
+    /// Where it goes.
+    pub outbox: Outbox,
+    /// Who counts it.
+    pub metrics: Metrics,
+}
+
+impl Server {
+    /// Serves until `shutdown`, then finishes what it has within the grace. Returns how many events were abandoned.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> usize {
+        let Self { settings, auth, mapping, outbox, metrics } = self;
+        let shutdown_grace = settings.shutdown_grace;
+        let draining = CancellationToken::new();
+        let hurry = CancellationToken::new();
+        let intake = Intake {
+            mapping,
+            outbox: outbox.clone(),
+            metrics: metrics.clone(),
+            draining: draining.clone(),
+            hurry: hurry.clone(),
         };
-        if timeout_at(end - HURRY_BEFORE_END.min(shutdown_grace / 2), finished).await.is_err() {
-            hurry.cancel();
-            drop(timeout_at(end, app.answered()).await);
+        let app = App::new(&settings, auth, intake);
+        let connections = Connections::new(settings.head_timeout);
+        let accepting = connections.accept(listener, app.router(), metrics);
+        let ending = async {
+            shutdown.cancelled().await;
+            let end = Instant::now() + shutdown_grace;
+            tracing::info!(grace = %humantime::format_duration(shutdown_grace), "stopping: no more events are taken in");
+            draining.cancel();
+            let finished = async {
+                outbox.emptied().await;
+                app.answered().await;
+            };
+            if timeout_at(end - HURRY_BEFORE_END.min(shutdown_grace / 2), finished).await.is_err() {
+                hurry.cancel();
+                drop(timeout_at(end, app.answered()).await);
+            }
+            drop(timeout(FLUSH_FOR, connections.end()).await);
+        };
+        tokio::select! {
+            never = accepting => match never {},
+            () = ending => {}
         }
-        drop(timeout(FLUSH_FOR, connections.end()).await);
-    };
-    tokio::select! {
-        never = accepting => match never {},
-        () = ending => {}
+        let abandoned = outbox.close().await;
+        tracing::info!(abandoned, "stopped");
+        abandoned
     }
-    let abandoned = outbox.close().await;
-    tracing::info!(abandoned, "stopped");
-    abandoned
 }

@@ -9,7 +9,7 @@ use crate::{
     mapping,
     metrics::Metrics,
     outbox::{self, Outbox},
-    server,
+    server::{self, Server},
 };
 
 /// Everything that the parts want to know.
@@ -27,19 +27,31 @@ pub struct ServiceSettings {
     pub outbox: outbox::Settings,
 }
 
-/// Serves on `listener` until `shutdown`, and then until all is done or the grace is over. Returns how many events were
-/// abandoned.
-///
-/// # Errors
-/// When there can be no client for the destination, see [`Destination::new`].
-pub async fn run(
-    listener: TcpListener,
-    settings: ServiceSettings,
-    shutdown: CancellationToken,
-) -> reqwest::Result<usize> {
-    let ServiceSettings { server, auth, mapping, destination, outbox } = settings;
-    let metrics = Metrics::new();
-    let destination = Destination::new(destination, outbox.concurrency)?;
-    let outbox = Outbox::start(outbox, destination, metrics.clone());
-    Ok(server::serve(listener, server, Auth::new(auth), mapping, outbox, metrics, shutdown).await)
+/// A service that is ready to serve: its outbox is at work already.
+#[derive(Debug)]
+pub struct Service(Server);
+
+impl Service {
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// When there can be no client for the destination, see [`Destination::new`].
+    pub fn new(settings: ServiceSettings) -> reqwest::Result<Self> {
+        let ServiceSettings { server: settings, auth, mapping, destination, outbox } = settings;
+        let metrics = Metrics::new();
+        let destination = Destination::new(destination, outbox.concurrency)?;
+        let outbox = Outbox::start(outbox, destination, metrics.clone());
+        Ok(Self(Server { settings, auth: Auth::new(auth), mapping, outbox, metrics }))
+    }
+
+    /// What holds the events.
+    pub fn outbox(&self) -> &Outbox {
+        &self.0.outbox
+    }
+
+    /// Serves on `listener` until `shutdown`, and then until all is done or the grace is over. Returns how many events
+    /// were abandoned.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> usize {
+        self.0.serve(listener, shutdown).await
+    }
 }

@@ -161,7 +161,7 @@ async fn stand_in(calls: mpsc::UnboundedSender<Call>, is_down: Arc<AtomicBool>) 
 struct Service {
     address: SocketAddr,
     shutdown: CancellationToken,
-    task: JoinHandle<reqwest::Result<usize>>,
+    task: JoinHandle<usize>,
 }
 
 impl Service {
@@ -191,12 +191,13 @@ impl Service {
         let listener = server::bind(settings.server.listen).context("a free port for the connector")?;
         let address = listener.local_addr()?;
         let shutdown = CancellationToken::new();
-        Ok(Self { address, task: tokio::spawn(service::run(listener, settings, shutdown.clone())), shutdown })
+        let service = service::Service::new(settings).context("a client for the stand-in")?;
+        Ok(Self { address, task: tokio::spawn(service.serve(listener, shutdown.clone())), shutdown })
     }
 
     async fn stop(self) -> anyhow::Result<()> {
         self.shutdown.cancel();
-        let abandoned = self.task.await.context("the service must end well")??;
+        let abandoned = self.task.await.context("the service must end well")?;
         ensure!(abandoned == 0, "{abandoned} events were still held");
         Ok(())
     }

@@ -6,7 +6,9 @@ use anyhow::Context as _;
 
 use crate::{
     config::{self, Config, Flags, Loaded},
-    server, service, shutdown, telemetry,
+    server,
+    service::{self, Service},
+    shutdown, telemetry,
 };
 
 #[derive(Debug, clap::Args)]
@@ -43,7 +45,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
     raise_descriptor_limit(service.outbox.concurrency);
     announce(&service, listener.local_addr()?);
-    service::run(listener, service, shutdown).await.context("no client for Variance: are there root certificates?")?;
+    let service = Service::new(service).context("no client for Variance: are there root certificates?")?;
+    service.serve(listener, shutdown).await;
     Ok(())
 }
 

@@ -8,13 +8,13 @@ use serde_json::Value;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use variance_connector::{
-    auth::{self, Auth},
+    auth,
     backoff::Backoff,
-    destination::{Authorization, Destination, DestinationSettings},
+    destination::{Authorization, DestinationSettings},
     mapping::{self, Format},
-    metrics::Metrics,
     outbox::{self, Outbox, Pacing},
     server,
+    service::{self, ServiceSettings},
     variance::Call,
 };
 
@@ -24,15 +24,6 @@ use crate::variance::Variance;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const AUTHORIZATION: &str = "Bearer variance-credential";
-
-/// Everything that can be set. Durations are a hundredth of the real ones, where waiting for them would be.
-pub struct Settings {
-    pub server: server::ServerSettings,
-    pub auth: auth::Settings,
-    pub mapping: mapping::MappingSettings,
-    pub destination: DestinationSettings,
-    pub outbox: outbox::Settings,
-}
 
 /// A running service. It ends when it is dropped.
 pub struct Service {
@@ -53,11 +44,12 @@ pub struct Reply {
 
 impl Service {
     /// The service in front of `variance`, with the settings that `change` makes of the usual ones.
-    pub async fn start(variance: &Variance, change: impl FnOnce(&mut Settings)) -> Self {
+    pub async fn start(variance: &Variance, change: impl FnOnce(&mut ServiceSettings)) -> Self {
         install_provider();
         let mut authorization = HeaderValue::from_static(AUTHORIZATION);
         authorization.set_sensitive(true);
-        let mut settings = Settings {
+        // Durations are a hundredth of the real ones, where waiting for them would be.
+        let mut settings = ServiceSettings {
             server: server::ServerSettings {
                 listen: "127.0.0.1:0".parse().unwrap(),
                 webhook_deadline: Duration::from_secs(20),
@@ -91,22 +83,11 @@ impl Service {
             },
         };
         change(&mut settings);
-        let Settings { server, auth, mapping, destination, outbox } = settings;
-        let listener = server::bind(server.listen).unwrap();
+        let listener = server::bind(settings.server.listen).unwrap();
         let address = listener.local_addr().unwrap();
-        let metrics = Metrics::new();
-        let destination = Destination::new(destination, outbox.concurrency).unwrap();
-        let outbox = Outbox::start(outbox, destination, metrics.clone());
-        let shutdown = CancellationToken::new();
-        let task = tokio::spawn(server::serve(
-            listener,
-            server,
-            Auth::new(auth),
-            mapping,
-            outbox.clone(),
-            metrics,
-            shutdown.clone(),
-        ));
+        let service = service::Service::new(settings).unwrap();
+        let (outbox, shutdown) = (service.outbox().clone(), CancellationToken::new());
+        let task = tokio::spawn(service.serve(listener, shutdown.clone()));
         Self { address, outbox, client: client(), shutdown, task }
     }
 

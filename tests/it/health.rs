@@ -4,10 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use variance_connector::backoff::Backoff;
+use variance_connector::{backoff::Backoff, service::ServiceSettings};
 
 use crate::{
-    harness::{Service, Settings},
+    harness::Service,
     variance::{Behaviour, Variance},
 };
 
@@ -34,7 +34,7 @@ fn time(value: &Value) -> SystemTime {
 }
 
 /// A service that answers before anything is settled, and after a failure waits for longer than any test.
-async fn impatient(variance: &Variance, change: impl FnOnce(&mut Settings)) -> Service {
+async fn impatient(variance: &Variance, change: impl FnOnce(&mut ServiceSettings)) -> Service {
     Service::start(variance, |settings| {
         settings.server.webhook_deadline = Duration::from_millis(200);
         settings.outbox.pacing.backoff = Backoff::new(DAY, DAY);

@@ -3,10 +3,13 @@
 //! Starts a cheap receiver, the real binary in front of it, drives each case and prints its CPU time per forwarded event
 //! beside that of a bare `reqwest` loop that posts a ready body to the same receiver. The loop runs before and after
 //! each case, so that a machine that is faster at one time than at another does not change the ratio. Only ratios mean
-//! something from one machine to another.
+//! something from one machine to another, and one round says little on cores that others use: each case runs in several
+//! rounds, and the least, the median and the most are printed.
 //!
 //! `cargo bench --bench forward -- batch` runs the cases whose name has `batch` in it; the other names are `webhook`,
-//! `flat`, `latency` and `rest`. `--events N` sets how many events a case forwards.
+//! `flat`, `latency` and `rest`. `--events N` sets how many events a case forwards in a round, `--rounds N` how many
+//! rounds there are. `--against PATH` runs another build of the binary in turns with this one, and prints what this one
+//! costs beside it.
 
 #![expect(unreachable_pub, reason = "nothing can be reached from outside of a benchmark")]
 
@@ -16,7 +19,10 @@ mod receiver;
 mod sender;
 mod yardstick;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use process::Process;
 use sender::Sender;
@@ -32,11 +38,13 @@ fn main() -> anyhow::Result<()> {
         _ => {}
     }
     let mut wanted = String::new();
-    let mut events = 200_000;
+    let (mut events, mut rounds, mut against) = (100_000, 5, None);
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--events" => events = args.next().unwrap_or_default().parse()?,
+            "--rounds" => rounds = args.next().unwrap_or_default().parse()?,
+            "--against" => against = args.next().map(PathBuf::from),
             other => wanted = other.to_owned(),
         }
     }
@@ -44,7 +52,7 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let receiver = Process::receiver()?;
         let is_wanted = |name: &str| name.contains(&wanted);
-        cases(&receiver, &is_wanted, events).await?;
+        cases(&receiver, &is_wanted, events, rounds, against.as_deref()).await?;
         if is_wanted("flat") {
             flat(&receiver).await?;
         }
@@ -71,8 +79,26 @@ impl Cost {
     }
 }
 
-/// What each way to send costs beside the bare loop.
-async fn cases(receiver: &Process, is_wanted: &dyn Fn(&str) -> bool, events: usize) -> anyhow::Result<()> {
+/// What was measured of a case, round by round.
+#[derive(Default)]
+struct Rounds {
+    cpu: Vec<f64>,
+    loops_cpu: Vec<f64>,
+    ratio: Vec<f64>,
+    throughput: Vec<f64>,
+    /// To the other build.
+    against: Vec<f64>,
+    peak_mib: f64,
+}
+
+/// What each way to send costs beside the bare loop, and beside another build.
+async fn cases(
+    receiver: &Process,
+    is_wanted: &dyn Fn(&str) -> bool,
+    events: usize,
+    rounds: usize,
+    against: Option<&Path>,
+) -> anyhow::Result<()> {
     let cases = [
         ("batch of 10, 4 at once", "/batch", 10, 4),
         ("batch of 100, 4 at once", "/batch", 100, 4),
@@ -80,33 +106,76 @@ async fn cases(receiver: &Process, is_wanted: &dyn Fn(&str) -> bool, events: usi
         ("batch of 5000, 4 at once", "/batch", 5000, 4),
         ("webhook, 64 connections", "/webhook", 1, 64),
     ];
-    let mut cases = cases.into_iter().filter(|(name, ..)| is_wanted(name)).peekable();
-    if cases.peek().is_none() {
+    let mut cases: Vec<_> = cases
+        .into_iter()
+        .filter(|(name, ..)| is_wanted(name))
+        .map(|(name, path, per_request, connections)| (name, path, per_request, connections, Rounds::default()))
+        .collect();
+    if cases.is_empty() || rounds == 0 {
         return Ok(());
     }
-    println!("{events} events of about 2 kB, 20 % of them filtered; the loop posts as many as are forwarded\n");
-    println!("| case | CPU µs per forwarded event | the loop's | ratio | throughput to the loop's | peak RSS |");
-    println!("|---|---|---|---|---|---|");
-    let mut before = yardstick(receiver, events)?;
-    for (name, path, per_request, connections) in cases {
-        let connector = Process::connector(receiver.address())?;
-        let sender = Sender::new(connector.address(), path, per_request);
-        sender.send(events / 20, connections).await?; // warm: connections, allocator, branch predictors
-        let cost = measured(&connector, sender, events, connections).await?;
-        let peak = connector.peak_rss_mib()?;
-        drop(connector);
-        let after = yardstick(receiver, events)?;
-        let beside = before.mean(after);
+    for _ in 0..rounds {
+        let mut before = yardstick(receiver, events)?;
+        for (_, path, per_request, connections, measured) in &mut cases {
+            if let Some(other) = against {
+                let (cost, _) = case(other, receiver, path, *per_request, *connections, events).await?;
+                measured.against.push(cost.cpu);
+            }
+            let (cost, peak_mib) =
+                case(Process::CONNECTOR.as_ref(), receiver, path, *per_request, *connections, events).await?;
+            let after = yardstick(receiver, events)?;
+            let beside = before.mean(after);
+            measured.cpu.push(cost.cpu);
+            measured.loops_cpu.push(beside.cpu);
+            measured.ratio.push(cost.cpu / beside.cpu);
+            measured.throughput.push(beside.wall / cost.wall);
+            measured.peak_mib = measured.peak_mib.max(peak_mib);
+            if let Some(other) = measured.against.last_mut() {
+                *other = cost.cpu / *other;
+            }
+            before = after;
+        }
+    }
+    println!("{events} events of about 2 kB, 20 % of them filtered; the loop posts as many as are forwarded");
+    println!("{rounds} rounds: least, median, most\n");
+    let (head, line) = if against.is_some() { (" to the other build |", "---|") } else { ("", "") };
+    println!("| case | CPU µs per forwarded event | the loop's | ratio | throughput to the loop's | peak RSS |{head}");
+    println!("|---|---|---|---|---|---|{line}");
+    for (name, .., measured) in cases {
+        let Rounds { cpu, loops_cpu, ratio, throughput, against, peak_mib } = measured;
+        let other = if against.is_empty() { String::new() } else { format!(" {} |", spread(against, 2)) };
         println!(
-            "| {name} | {:.1} | {:.1} | {:.2} × | {:.2} × | {peak:.0} MiB |",
-            cost.cpu,
-            beside.cpu,
-            cost.cpu / beside.cpu,
-            beside.wall / cost.wall,
+            "| {name} | {} | {} | {} | {} | {peak_mib:.0} MiB |{other}",
+            spread(cpu, 1),
+            spread(loops_cpu, 1),
+            spread(ratio, 2),
+            spread(throughput, 2),
         );
-        before = after;
     }
     Ok(())
+}
+
+/// One case in one round: what an event cost, and the most memory in MiB.
+async fn case(
+    binary: &Path,
+    receiver: &Process,
+    path: &'static str,
+    per_request: usize,
+    connections: usize,
+    events: usize,
+) -> anyhow::Result<(Cost, f64)> {
+    let connector = Process::start(binary, receiver.address())?;
+    let sender = Sender::new(connector.address(), path, per_request);
+    sender.send(events / 20, connections).await?; // warm: connections, allocator, branch predictors
+    let cost = measured(&connector, sender, events, connections).await?;
+    Ok((cost, connector.peak_rss_mib()?))
+}
+
+/// The least, the median and the most.
+fn spread(mut values: Vec<f64>, decimals: usize) -> String {
+    values.sort_by(f64::total_cmp);
+    let [least, median, most] = [0, values.len() / 2, values.len() - 1].map(|at| values[at]);
+    format!("{least:.decimals$} / {median:.decimals$} / {most:.decimals$}")
 }
 
 fn yardstick(receiver: &Process, events: usize) -> anyhow::Result<Cost> {

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -34,10 +35,18 @@ impl Process {
         Ok(Self { child, address: receiver })
     }
 
+    /// The real binary.
+    pub const CONNECTOR: &str = env!("CARGO_BIN_EXE_variance-connector");
+
     /// The real binary in front of the receiver, when it is ready.
     pub fn connector(receiver: SocketAddr) -> anyhow::Result<Self> {
+        Self::start(Self::CONNECTOR.as_ref(), receiver)
+    }
+
+    /// A build of the binary in front of the receiver, when it is ready.
+    pub fn start(binary: &Path, receiver: SocketAddr) -> anyhow::Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let child = Command::new(env!("CARGO_BIN_EXE_variance-connector"))
+        let child = Command::new(binary)
             .env_clear()
             .env("VARIANCE_WEBHOOK_URL", format!("http://{receiver}/hooks/posthog"))
             .env("VARIANCE_AUTHORIZATION", "Bearer credential")
@@ -111,7 +120,7 @@ impl Process {
     }
 }
 
-fn field(path: &std::path::Path, name: &str) -> anyhow::Result<u64> {
+fn field(path: &Path, name: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(path)?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).context("a status line")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)

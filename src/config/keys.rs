@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     const EXAMPLE: &str = include_str!("../../config.example.toml");
-    const README: &str = include_str!("../../README.md");
+    const PAGE: &str = include_str!("../../docs/configuration.md");
 
     #[test]
     fn names_and_variables_are_unique_and_well_formed() {
@@ -318,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_every_key_as_it_is_here() {
+    fn the_documentation_has_every_key_as_it_is_here() {
         let mut table = String::from("| key | environment | default | |\n|---|---|---|---|\n");
         for Key { name, variables, default, doc, .. } in KEYS {
             let variables: Vec<_> = variables.iter().map(|variable| format!("`{variable}`")).collect();
             let default = default.map_or_else(|| "none".to_owned(), |default| format!("`{default}`"));
             writeln!(table, "| `{name}` | {} | {default} | {doc} |", variables.join(", ")).unwrap();
         }
-        assert!(README.contains(&format!("\n\n{table}\n")), "README.md needs this table:\n{table}");
+        assert!(PAGE.contains(&format!("\n\n{table}\n")), "docs/configuration.md needs this table:\n{table}");
     }
 
     /// The `key = value` lines of an example, by the key's full name, and whether they are in effect: an example that is

@@ -148,6 +148,6 @@ async fn a_thousand_half_sent_heads_take_no_more_memory_than_connections_may() {
     }
     let peak = running.memory("VmHWM");
     println!("a thousand half heads: {peak} bytes at most");
-    // As README says: what may be held, what bodies may take, the rest; and a quarter of it for the allocator.
+    // As docs/delivery.md says: what may be held, what bodies may take, the rest; and a quarter of it for the allocator.
     assert!(peak < ((16 + 4 * 4 + 80) * 5 / 4) << 20, "{peak}");
 }

@@ -21,7 +21,7 @@ enum Fault {
     Variances,
 }
 
-/// The table of all statuses: the one of README's guarantee, spelled out.
+/// The table of all statuses: the one of the guarantee in docs/delivery.md, spelled out.
 fn fault_of(status: u16) -> Fault {
     match status {
         200..=299 => Fault::Nobodys,

@@ -327,9 +327,9 @@ async fn too_few_descriptors_are_told_of_at_the_start_and_when_they_are_used_up(
 }
 
 #[test]
-fn every_line_that_the_readme_names_is_read_by_a_test_here() {
-    let readme = include_str!("../../README.md");
-    let section = readme.split("\n## Logs\n").nth(1).expect("README has a section on logs");
+fn every_line_that_the_documentation_names_is_read_by_a_test_here() {
+    let page = include_str!("../../docs/operations.md");
+    let section = page.split("\n## Logs\n").nth(1).expect("the page has a section on logs");
     let rows = section.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
     let messages: Vec<_> = rows.map(|row| row.split('`').next().unwrap()).collect();
     assert!(messages.len() > 10, "{messages:?}");

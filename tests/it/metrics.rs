@@ -1,4 +1,4 @@
-//! What Prometheus reads: every metric of README's list, each of which moves, and nothing else.
+//! What Prometheus reads: every metric of the list in docs/operations.md, each of which moves, and nothing else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,10 +67,10 @@ impl Seen {
     }
 }
 
-/// The table in README: a row for each metric, its labels as `` `name` = `value`, `value`; `name` = … ``.
+/// The table in docs/operations.md: a row for each metric, its labels as `` `name` = `value`, `value`; `name` = … ``.
 fn documented() -> BTreeMap<String, Labels> {
-    let readme = include_str!("../../README.md");
-    let section = readme.split("\n## Metrics\n").nth(1).expect("README has a section on metrics");
+    let page = include_str!("../../docs/operations.md");
+    let section = page.split("\n## Metrics\n").nth(1).expect("the page has a section on metrics");
     let rows = section.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| `"));
     let unquoted = |text: &str| text.trim().trim_matches('`').to_owned();
     rows.map(|row| {
@@ -184,7 +184,7 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     // Its value is this program's version, which no document can keep up with.
     let version = BTreeSet::from([env!("CARGO_PKG_VERSION").to_owned()]);
     documented.get_mut("variance_connector_build_info").unwrap().insert("version".to_owned(), version);
-    assert_same(&seen.families, &documented, "README and /metrics do not have the same metrics");
+    assert_same(&seen.families, &documented, "docs/operations.md and /metrics do not have the same metrics");
     assert_same(&seen.moved, &documented, "not every metric has moved");
 }
 
@@ -225,7 +225,7 @@ fn assert_same(left: &BTreeMap<String, Labels>, right: &BTreeMap<String, Labels>
     let differing: Vec<_> = names
         .into_iter()
         .filter(|name| left.get(*name) != right.get(*name))
-        .map(|name| format!("{name}: {:?}, and in README {:?}", left.get(name), right.get(name)))
+        .map(|name| format!("{name}: {:?}, and in the documentation {:?}", left.get(name), right.get(name)))
         .collect();
     assert!(differing.is_empty(), "{what}:\n{}", differing.join("\n"));
 }

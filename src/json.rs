@@ -1,10 +1,11 @@
 //! JSON as it stands in the sender's bytes: checked and cut into slices, never copied or rebuilt.
 //!
-//! PostHog's values must reach Variance digit for digit and escape for escape, one bad event must not cost its
-//! neighbours, and nesting may be as deep as the sender likes. `serde_json` gives up on the whole text at a lone
-//! surrogate, at a number that fits no `f64` and at 128 levels, and to keep raw text *and* look inside it would read it
-//! twice. So this module walks the text itself, by the grammar of RFC 8259, and leaves to `serde_json` what it does
-//! better: undoing escapes. A property test holds it to accepting exactly what `serde_json` accepts.
+//! PostHog's values must reach Variance digit for digit and escape for escape, and of a repeated key the last counts.
+//! `serde_json` can keep a value's text (`RawValue`), but reads it again at every level that is looked into, and its
+//! structs take a repeated key for an error. This module walks over the bytes once, by the grammar of RFC 8259, and cuts
+//! slices out of them wherever it is told to; strings, which are most of a body, pass eight bytes at a time. It leaves to
+//! `serde_json` what that does as well: undoing escapes. A property test holds it to accepting exactly what `serde_json`
+//! accepts.
 
 use std::borrow::Cow;
 
@@ -14,9 +15,15 @@ mod scanner;
 
 /// One JSON value as it stood in the text, without white space around it.
 ///
-/// Only a [`Scanner`] makes one, so its text has been checked.
+/// Only a [`Scanner`] makes one of a text, so that has been checked. The default is `null`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raw<'a>(&'a str);
+
+impl Default for Raw<'_> {
+    fn default() -> Self {
+        Self("null")
+    }
+}
 
 /// The inside of a JSON string as it stood in the text: without its quotes, escapes still in place.
 #[derive(Clone, Copy, Debug)]
@@ -126,17 +133,10 @@ impl<'a> Text<'a> {
     pub fn to_scalar_string(self) -> Cow<'a, str> {
         match self.unescaped() {
             Cow::Borrowed(_) => Cow::Borrowed(self.inside),
-            Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).unwrap_or_else(|not_utf8| {
-                let mut scalar = String::new();
-                let mut rest = not_utf8.as_bytes();
-                // In WTF-8 only a surrogate is not UTF-8, and it is always three bytes.
-                while let Err(error) = std::str::from_utf8(rest) {
-                    let (good, bad) = rest.split_at(error.valid_up_to());
-                    scalar.push_str(&String::from_utf8_lossy(good));
-                    scalar.push(char::REPLACEMENT_CHARACTER);
-                    rest = bad.get(3..).unwrap_or_default();
-                }
-                scalar.push_str(&String::from_utf8_lossy(rest));
+            Cow::Owned(bytes) => Cow::Owned(bytes.utf8_chunks().fold(String::new(), |mut scalar, chunk| {
+                scalar.push_str(chunk.valid());
+                // In WTF-8 only a surrogate is not UTF-8: 0xED and two more bytes, each of which is a chunk by itself.
+                scalar.extend((chunk.invalid() == [0xed]).then_some(char::REPLACEMENT_CHARACTER));
                 scalar
             })),
         }
@@ -145,19 +145,13 @@ impl<'a> Text<'a> {
     /// Whether PostHog made this name up itself: it starts with `$`.
     #[inline]
     pub fn is_internal(self) -> bool {
-        match self.inside.as_bytes().first() {
-            Some(b'\\') => self.unescaped().first() == Some(&b'$'),
-            first => first == Some(&b'$'),
-        }
+        self.unescaped().first() == Some(&b'$')
     }
 }
 
 impl PartialEq for Text<'_> {
     fn eq(&self, other: &Self) -> bool {
-        match self.escaped || other.escaped {
-            false => self.inside == other.inside,
-            true => self.unescaped() == other.unescaped(),
-        }
+        self.unescaped() == other.unescaped()
     }
 }
 

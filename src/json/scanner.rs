@@ -46,7 +46,7 @@ impl<'a> Scanner<'a> {
         &mut self,
         mut member: impl FnMut(&mut Self, Text<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.series([b'{', b'}'], ["an object", "`,` or `}`"], |scanner| match scanner.key() {
+        self.series(b'{', b'}', "an object", |scanner| match scanner.key() {
             Ok(Key { start, end, escaped }) => member(scanner, Text { inside: &scanner.text[start..end], escaped }),
             Err(Stopped) => Err(scanner.error().into()),
         })
@@ -58,14 +58,15 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// Where the text departs from RFC 8259 or is of another type, and what `element` returns.
     pub fn array<E: From<SyntaxError>>(&mut self, element: impl FnMut(&mut Self) -> Result<(), E>) -> Result<(), E> {
-        self.series([b'[', b']'], ["an array", "`,` or `]`"], element)
+        self.series(b'[', b']', "an array", element)
     }
 
     #[inline]
     fn series<E: From<SyntaxError>>(
         &mut self,
-        [open, close]: [u8; 2],
-        [container, separator]: [&'static str; 2],
+        open: u8,
+        close: u8,
+        container: &'static str,
         mut item: impl FnMut(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
         if !self.eat_after_space(open) {
@@ -86,7 +87,7 @@ impl<'a> Scanner<'a> {
                 }
                 _ => {
                     self.at = at;
-                    self.expected = separator;
+                    self.expected = separator(close);
                     return Err(self.error().into());
                 }
             }
@@ -125,14 +126,14 @@ impl<'a> Scanner<'a> {
 
     /// Moves over a value with brackets around it, without recursion: its depth is the sender's choice.
     fn container(&mut self) -> Result<(), Stopped> {
-        self.nesting.clear();
+        self.nesting.depth = 0;
         loop {
             match self.peek() {
                 Some(b'"') => self.string().map(drop)?,
                 Some(b'{') => {
                     self.at += 1;
                     if !self.eat_after_space(b'}') {
-                        self.nesting.push(Bracket::Brace);
+                        self.nesting.push(b'}');
                         self.key()?;
                         continue;
                     }
@@ -140,7 +141,7 @@ impl<'a> Scanner<'a> {
                 Some(b'[') => {
                     self.at += 1;
                     if !self.eat_after_space(b']') {
-                        self.nesting.push(Bracket::Square);
+                        self.nesting.push(b']');
                         continue;
                     }
                 }
@@ -154,23 +155,22 @@ impl<'a> Scanner<'a> {
 
     /// After a value: closes the brackets that end here. True if another value must follow.
     fn close_finished(&mut self) -> Result<bool, Stopped> {
-        while let Some(bracket) = self.nesting.top() {
+        while let Some(close) = self.nesting.top() {
             self.skip_white_space();
-            match (self.peek(), bracket) {
-                (Some(b','), _) => {
+            match self.peek() {
+                Some(b',') => {
                     self.at += 1;
                     self.skip_white_space();
-                    if bracket == Bracket::Brace {
+                    if close == b'}' {
                         self.key()?;
                     }
                     return Ok(true);
                 }
-                (Some(b'}'), Bracket::Brace) | (Some(b']'), Bracket::Square) => {
+                Some(byte) if byte == close => {
                     self.at += 1;
-                    self.nesting.pop();
+                    self.nesting.depth -= 1;
                 }
-                (_, Bracket::Brace) => return self.stop("`,` or `}`"),
-                (_, Bracket::Square) => return self.stop("`,` or `]`"),
+                _ => return self.stop(separator(close)),
             }
         }
         Ok(false)
@@ -244,15 +244,12 @@ impl<'a> Scanner<'a> {
 
     /// Moves over a literal or a number.
     fn scalar(&mut self) -> Result<(), Stopped> {
-        match self.peek() {
-            Some(b't') => self.literal("true"),
-            Some(b'f') => self.literal("false"),
-            Some(b'n') => self.literal("null"),
-            _ => self.number(),
-        }
-    }
-
-    fn literal(&mut self, literal: &'static str) -> Result<(), Stopped> {
+        let literal = match self.peek() {
+            Some(b't') => "true",
+            Some(b'f') => "false",
+            Some(b'n') => "null",
+            _ => return self.number(),
+        };
         if !self.text.as_bytes()[self.at..].starts_with(literal.as_bytes()) {
             return self.stop("a value");
         }
@@ -266,36 +263,37 @@ impl<'a> Scanner<'a> {
         }
         match self.peek() {
             Some(b'0') => self.at += 1,
-            Some(b'1'..=b'9') => self.digits()?,
-            _ => return self.stop("a value"),
+            _ => self.digits("a value")?,
         }
-        if self.peek() == Some(b'.') {
-            self.at += 1;
-            self.digits()?;
+        if self.eat(b".") {
+            self.digits("a digit")?;
         }
-        if matches!(self.peek(), Some(b'e' | b'E')) {
-            self.at += 1;
-            if matches!(self.peek(), Some(b'+' | b'-')) {
-                self.at += 1;
-            }
-            self.digits()?;
+        if self.eat(b"eE") {
+            self.eat(b"+-");
+            self.digits("a digit")?;
         }
         Ok(())
     }
 
-    fn digits(&mut self) -> Result<(), Stopped> {
+    fn digits(&mut self, expected: &'static str) -> Result<(), Stopped> {
         let start = self.at;
         while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
             self.at += 1;
         }
-        if self.at == start { self.stop("a digit") } else { Ok(()) }
+        if self.at == start { self.stop(expected) } else { Ok(()) }
     }
 
     /// Moves over white space, and over `byte` if it is what comes next.
     #[inline]
     fn eat_after_space(&mut self, byte: u8) -> bool {
         self.skip_white_space();
-        let found = self.peek() == Some(byte);
+        self.eat(&[byte])
+    }
+
+    /// Moves over the next byte if it is one of these.
+    #[inline]
+    fn eat(&mut self, bytes: &[u8]) -> bool {
+        let found = self.peek().is_some_and(|byte| bytes.contains(&byte));
         self.at += usize::from(found);
         found
     }
@@ -384,49 +382,32 @@ fn plain_prefix(bytes: &[u8]) -> usize {
     at + bytes[at..].iter().position(is_special).unwrap_or(bytes.len() - at)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bracket {
-    Square,
-    Brace,
+/// What may stand behind a value within a container that ends with `close`.
+fn separator(close: u8) -> &'static str {
+    if close == b'}' { "`,` or `}`" } else { "`,` or `]`" }
 }
 
-/// The brackets that are open, one bit each: a body of nothing but brackets costs an eighth of its size.
+/// The brackets that close what is open, one bit each: a body of nothing but brackets costs an eighth of its size.
 #[derive(Debug, Default)]
 struct Nesting {
-    /// The innermost up to 64 levels, the innermost in the lowest bit.
-    bits: u64,
+    /// Whether they are braces, 64 levels to a word, the outermost in the lowest bit of the first.
+    braces: Vec<u64>,
     depth: usize,
-    /// The outer levels, 64 to a word.
-    outer: Vec<u64>,
 }
 
 impl Nesting {
-    fn clear(&mut self) {
-        self.depth = 0;
-        self.outer.clear();
-    }
-
-    fn push(&mut self, bracket: Bracket) {
-        if self.depth > 0 && self.depth.is_multiple_of(64) {
-            self.outer.push(self.bits);
+    fn push(&mut self, close: u8) {
+        let (word, bit) = (self.depth / 64, self.depth % 64);
+        if word == self.braces.len() {
+            self.braces.push(0);
         }
-        self.bits = self.bits << 1 | u64::from(bracket == Bracket::Brace);
+        self.braces[word] = self.braces[word] & !(1 << bit) | u64::from(close == b'}') << bit;
         self.depth += 1;
     }
 
-    fn pop(&mut self) {
-        self.bits >>= 1;
-        self.depth -= 1;
-        if self.depth > 0 && self.depth.is_multiple_of(64) {
-            self.bits = self.outer.pop().expect("64 levels were put there on the way in");
-        }
-    }
-
-    fn top(&self) -> Option<Bracket> {
-        match (self.depth, self.bits & 1) {
-            (0, _) => None,
-            (_, 0) => Some(Bracket::Square),
-            _ => Some(Bracket::Brace),
-        }
+    fn top(&self) -> Option<u8> {
+        let innermost = self.depth.checked_sub(1)?;
+        let is_brace = self.braces[innermost / 64] >> (innermost % 64) & 1 == 1;
+        Some(if is_brace { b'}' } else { b']' })
     }
 }

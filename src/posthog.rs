@@ -111,23 +111,21 @@ impl<'a, T> Body<'a, T> {
             Some(b'[') => walk(&mut scanner, &mut elements, None)?,
             Some(b'{') => {
                 let mut sent_at = None;
-                let (whole, outer) = scanner.spanned(|scanner| {
-                    let mut batch = |scanner: &mut Scanner<'a>, sent_before| {
-                        sent_at = sent_before;
-                        walk(scanner, &mut elements, sent_at)
-                    };
-                    Fields::scan(scanner, Place::Body(&mut batch))
-                })?;
+                let mut batch = |scanner: &mut Scanner<'a>, sent_before| {
+                    sent_at = sent_before;
+                    walk(scanner, &mut elements, sent_at)
+                };
+                let outer = Fields::scan(&mut scanner, Place::Body(&mut batch))?;
                 match outer.batch.filter(|batch| batch.is_array()) {
                     Some(batch) => {
-                        envelope = Envelope { api_key: outer.api_key, sent_at: outer.sent_at };
+                        envelope = Envelope { api_key: outer.api_key, sent_at: outer.event.sent_at };
                         if envelope.sent_at != sent_at {
                             walk(&mut Scanner::new(batch.as_str()), &mut elements, envelope.sent_at)?;
                         }
                     }
                     None => {
                         elements.clear();
-                        elements.push(make(outer.element(whole, None)));
+                        elements.push(make(outer.element(None)));
                     }
                 }
             }
@@ -147,13 +145,12 @@ impl<'a> Element<'a> {
         if scanner.next_byte() != Some(b'{') {
             return Ok(Self { raw: scanner.value()?, event: Err(Invalid::NoObject) });
         }
-        let (raw, fields) = scanner.spanned(|scanner| Fields::scan(scanner, Place::Element))?;
-        Ok(fields.element(raw, sent_at))
+        Ok(Fields::scan(scanner, Place::Element)?.element(sent_at))
     }
 }
 
 /// One PostHog event. A field that is absent or `null` is nothing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Event<'a> {
     /// The event object as it was received.
     pub raw: Raw<'a>,
@@ -257,23 +254,17 @@ enum Place<'a, 'w> {
     Event,
 }
 
-/// The members of an object that mean something, before it is known what the object is.
+/// The members of an object that mean something, before it is known whether the object is an event, holds one, or is the
+/// body.
 #[derive(Default)]
 struct Fields<'a> {
-    event: Option<Raw<'a>>,
-    /// The event, if `event` is an object, with its text.
-    inner: Option<Box<(Raw<'a>, Self)>>,
+    /// The event that the object is, but for what the other fields tell of it.
+    event: Event<'a>,
+    name: Option<Raw<'a>>,
     uuid: Option<Raw<'a>>,
     id: Option<Raw<'a>>,
-    distinct_id: Option<Raw<'a>>,
-    user_id: Option<Raw<'a>>,
-    timestamp: Option<Raw<'a>>,
-    sent_at: Option<Raw<'a>>,
-    ip: Option<Raw<'a>>,
-    set: Option<Raw<'a>>,
-    properties: Properties<'a>,
-    person: Option<Raw<'a>>,
-    person_properties: Option<Raw<'a>>,
+    /// What `event` is, if that is an object.
+    inner: Option<Box<Self>>,
     text: Option<Raw<'a>>,
     batch: Option<Raw<'a>>,
     api_key: Option<Raw<'a>>,
@@ -283,92 +274,85 @@ impl<'a> Fields<'a> {
     /// Walks over an object once.
     fn scan(scanner: &mut Scanner<'a>, mut place: Place<'a, '_>) -> Result<Self, BodyError> {
         let mut fields = Self::default();
-        scanner.object(|scanner, key| {
-            let field = match &*key.unescaped() {
-                b"event" => {
-                    fields.inner = None;
-                    fields.event = None;
-                    if scanner.next_byte() == Some(b'{') && !matches!(place, Place::Event) {
-                        let inner = scanner.spanned(|scanner| Self::scan(scanner, Place::Event))?;
-                        fields.inner = Some(Box::new(inner));
-                    } else {
-                        fields.event = Some(scanner.value()?);
-                    }
-                    return Ok(());
-                }
-                b"properties" => {
-                    fields.properties = match scanner.next_byte() {
-                        Some(b'{') => Properties::scan(scanner)?,
-                        _ => scanner.value().map(|_| Properties::default())?,
-                    };
-                    return Ok(());
-                }
-                b"batch" => {
-                    let batch = match &mut place {
-                        Place::Body(walk) if scanner.next_byte() == Some(b'[') => {
-                            scanner.spanned(|scanner| walk(scanner, fields.sent_at))?.0
-                        }
-                        _ => scanner.value()?,
-                    };
-                    fields.batch = batch.non_null();
-                    return Ok(());
-                }
-                b"uuid" => &mut fields.uuid,
-                b"id" => &mut fields.id,
-                b"distinct_id" => &mut fields.distinct_id,
-                b"$user_id" => &mut fields.user_id,
-                b"timestamp" => &mut fields.timestamp,
-                b"sent_at" => &mut fields.sent_at,
-                b"ip" => &mut fields.ip,
-                b"$set" => &mut fields.set,
-                b"person" => &mut fields.person,
-                b"person_properties" => &mut fields.person_properties,
-                b"text" => &mut fields.text,
-                b"api_key" => &mut fields.api_key,
-                _ => return scanner.value().map(drop).map_err(BodyError::from),
-            };
-            *field = scanner.value()?.non_null();
-            Ok(())
-        })?;
+        let scanned = scanner.spanned(|scanner| scanner.object(|scanner, key| fields.member(scanner, key, &mut place)));
+        (fields.event.raw, ()) = scanned?;
         Ok(fields)
     }
 
-    fn element(mut self, raw: Raw<'a>, sent_at: Option<Raw<'a>>) -> Element<'a> {
+    /// Walks over the value of the member called `key`.
+    #[inline]
+    fn member(&mut self, scanner: &mut Scanner<'a>, key: Text<'a>, place: &mut Place<'a, '_>) -> Result<(), BodyError> {
+        let event = &mut self.event;
+        let field = match &*key.unescaped() {
+            b"event" => {
+                let is_element = scanner.next_byte() == Some(b'{') && !matches!(place, Place::Event);
+                (self.name, self.inner) = match is_element {
+                    true => (None, Some(Box::new(Self::scan(scanner, Place::Event)?))),
+                    false => (Some(scanner.value()?), None),
+                };
+                return Ok(());
+            }
+            b"properties" => {
+                event.properties = match scanner.next_byte() {
+                    Some(b'{') => Properties::scan(scanner)?,
+                    _ => scanner.value().map(|_| Properties::default())?,
+                };
+                return Ok(());
+            }
+            b"batch" => {
+                let batch = match place {
+                    Place::Body(walk) if scanner.next_byte() == Some(b'[') => {
+                        scanner.spanned(|scanner| walk(scanner, event.sent_at))?.0
+                    }
+                    _ => scanner.value()?,
+                };
+                self.batch = batch.non_null();
+                return Ok(());
+            }
+            b"uuid" => &mut self.uuid,
+            b"id" => &mut self.id,
+            b"distinct_id" => &mut event.distinct_id,
+            b"$user_id" => &mut event.user_id,
+            b"timestamp" => &mut event.timestamp,
+            b"sent_at" => &mut event.sent_at,
+            b"ip" => &mut event.ip,
+            b"$set" => &mut event.set,
+            b"person" => &mut event.person,
+            b"person_properties" => &mut event.person_properties,
+            b"text" => &mut self.text,
+            b"api_key" => &mut self.api_key,
+            _ => return scanner.value().map(drop).map_err(BodyError::from),
+        };
+        *field = scanner.value()?.non_null();
+        Ok(())
+    }
+
+    fn element(mut self, sent_at: Option<Raw<'a>>) -> Element<'a> {
+        let raw = self.event.raw;
         let event = match self.inner.take() {
             _ if raw.as_str().len() > MAX_ELEMENT_BYTES => Err(Invalid::TooLarge),
-            None => self.event(raw, sent_at),
-            Some(inner) => {
-                let (raw, inner) = *inner;
-                let event = inner.event(raw, self.sent_at.or(sent_at));
-                event.map(|event| Event { person: self.person.or(event.person), ..event })
+            None => self.event(sent_at),
+            Some(mut inner) => {
+                inner.event.person = self.event.person.or(inner.event.person);
+                inner.event(self.event.sent_at.or(sent_at))
             }
         };
         Element { raw, event }
     }
 
-    fn event(self, raw: Raw<'a>, sent_at: Option<Raw<'a>>) -> Result<Event<'a>, Invalid> {
-        let name = match self.event {
-            Some(event) if event.as_text().is_some_and(|name| !name.as_written().is_empty()) => event,
+    fn event(self, sent_at: Option<Raw<'a>>) -> Result<Event<'a>, Invalid> {
+        let mut event = self.event;
+        event.name = match self.name {
+            Some(name) if name.as_text().is_some_and(|name| !name.as_written().is_empty()) => name,
             Some(_) => return Err(Invalid::UnusableName),
             None if self.batch.is_some() => return Err(Invalid::BatchIsNoArray),
             None if self.text.is_some() => return Err(Invalid::ActionWebhook),
             None => return Err(Invalid::NoName),
         };
         let own_uuid = self.uuid.and_then(EventId::of_uuid).or_else(|| self.id.and_then(EventId::of_id));
-        Ok(Event {
-            raw,
-            name,
-            uuid: own_uuid.unwrap_or_else(|| EventId::made_for(raw, self.timestamp)),
-            distinct_id: self.distinct_id,
-            user_id: self.user_id,
-            timestamp: self.timestamp,
-            sent_at: self.sent_at.or(sent_at),
-            ip: self.ip,
-            set: self.set,
-            properties: self.properties,
-            person: self.person,
-            person_properties: self.person_properties,
-        })
+        event.uuid = own_uuid.unwrap_or_else(|| EventId::made_for(event.raw, event.timestamp));
+        event.sent_at = event.sent_at.or(sent_at);
+        Ok(event)
     }
 }
 

@@ -13,7 +13,7 @@ pub const MAX_UUID_BYTES: usize = 200;
 const NAMESPACE: Uuid = Uuid::from_u128(0x6d0e_4c0a_9f5b_4b52_8f0c_76a1_0c1e_54c7);
 
 /// An event's `uuid`, as it was written and as it reads.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct EventId<'a> {
     json: Cow<'a, str>,
     plain: Cow<'a, str>,

@@ -87,14 +87,13 @@ pub struct Message {
 impl Message {
     /// Writes a message with `body`, which appends JSON to the buffer that it is given.
     ///
-    /// `id` names the event in logs and replies; what is over 255 bytes of it is cut. `scratch` lends its memory, so
-    /// that a message takes exactly what it needs.
+    /// `id` names the event in logs and replies, in at most 255 bytes. `scratch` lends its memory, so that a message takes
+    /// exactly what it needs.
     pub fn write(call: Call, id: &str, scratch: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -> Self {
-        let id = &id[..id.floor_char_boundary(usize::from(u8::MAX))];
         scratch.clear();
         scratch.extend_from_slice(id.as_bytes());
         body(scratch);
-        let id_len = u8::try_from(id.len()).expect("cut to fit");
+        let id_len = u8::try_from(id.len()).expect("the id of an event is at most 200 bytes long");
         Self { call, bytes: Bytes::copy_from_slice(scratch), id_len }
     }
 

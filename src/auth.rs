@@ -40,14 +40,14 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The credentials that a sender may present; any one of them suffices. Without any, everybody may send.
 #[derive(Clone, Debug, Default)]
-pub struct Settings {
+pub struct AuthSettings {
     /// Bearer tokens.
     pub tokens: Vec<Token>,
     /// Standard Webhooks signing secrets.
     pub signing_secrets: Vec<SigningSecret>,
 }
 
-impl Settings {
+impl AuthSettings {
     /// What is asked of senders, for people to read.
     pub fn mode(&self) -> &'static str {
         match (self.tokens.is_empty(), self.signing_secrets.is_empty()) {
@@ -76,7 +76,7 @@ pub struct Auth {
 
 /// What the headers of a request that is not denied say about its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Proof {
     /// The sender may send.
     Proven,
     /// The body may still prove it. It must be read as one that anybody may have sent.
@@ -144,7 +144,7 @@ impl From<Denied> for AuthFailureLabel {
 
 impl Auth {
     /// A judge that accepts these credentials, or everybody if there are none.
-    pub fn new(Settings { tokens, signing_secrets }: Settings) -> Self {
+    pub fn new(AuthSettings { tokens, signing_secrets }: AuthSettings) -> Self {
         Self { tokens, signing_secrets }
     }
 
@@ -153,16 +153,16 @@ impl Auth {
     ///
     /// # Errors
     /// When the sender may not send, whatever the body says.
-    pub fn judge_head(&self, headers: &HeaderMap, now: SystemTime, takes_api_key: bool) -> Result<Verdict, Denied> {
+    pub fn judge_head(&self, headers: &HeaderMap, now: SystemTime, takes_api_key: bool) -> Result<Proof, Denied> {
         if self.tokens.is_empty() && self.signing_secrets.is_empty() {
-            return Ok(Verdict::Proven);
+            return Ok(Proof::Proven);
         }
         let mut token_is_right = Choice::from(0);
         for candidate in header_tokens(headers) {
             token_is_right |= self.is_token(candidate);
         }
         if token_is_right.into() {
-            return Ok(Verdict::Proven);
+            return Ok(Proof::Proven);
         }
 
         let signed = match self.signing_secrets.is_empty() {
@@ -180,7 +180,7 @@ impl Auth {
         };
         match (signed.is_ok(), api_key) {
             (false, false) => Err(otherwise),
-            (signature, api_key) => Ok(Verdict::Unproven { signature, api_key, otherwise }),
+            (signature, api_key) => Ok(Proof::Unproven { signature, api_key, otherwise }),
         }
     }
 

@@ -14,7 +14,7 @@ use self::{
     sources::Sources,
 };
 use crate::{
-    auth,
+    auth::AuthSettings,
     destination::{Authorization, DestinationSettings},
     mapping, outbox, server, service,
     telemetry::LogSettings,
@@ -241,10 +241,10 @@ fn server(
     Ok(settings)
 }
 
-fn auth(reader: &mut Reader) -> Result<auth::Settings, Reported> {
+fn auth(reader: &mut Reader) -> Result<AuthSettings, Reported> {
     let tokens = reader.secrets("server.token", "server.token_file", values::token);
     let signing_secrets = reader.secrets("server.signing_secret", "server.signing_secret_file", values::signing_secret);
-    Ok(auth::Settings { tokens: tokens?, signing_secrets: signing_secrets? })
+    Ok(AuthSettings { tokens: tokens?, signing_secrets: signing_secrets? })
 }
 
 /// Whether others can send without a credential, and whether that is meant.
@@ -252,10 +252,10 @@ fn access(
     reader: &mut Reader,
     warnings: &mut Vec<String>,
     listen: Result<SocketAddr, Reported>,
-    auth: Result<&auth::Settings, &Reported>,
+    auth: Result<&AuthSettings, &Reported>,
 ) -> Result<(), Reported> {
     let allow_anonymous = reader.value("server.allow_anonymous", values::flag)?;
-    let (listen, auth::Settings { tokens, signing_secrets }) = (listen?, auth.map_err(|reported| *reported)?);
+    let (listen, AuthSettings { tokens, signing_secrets }) = (listen?, auth.map_err(|reported| *reported)?);
     if listen.ip().to_canonical().is_loopback() || !tokens.is_empty() || !signing_secrets.is_empty() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::{self, Auth},
+    auth::{Auth, AuthSettings},
     destination::{Destination, DestinationSettings},
     mapping,
     metrics::Metrics,
@@ -18,7 +18,7 @@ pub struct ServiceSettings {
     /// The HTTP face.
     pub server: server::ServerSettings,
     /// Who may send.
-    pub auth: auth::Settings,
+    pub auth: AuthSettings,
     /// What is forwarded, and how.
     pub mapping: mapping::MappingSettings,
     /// Where it goes.

@@ -18,7 +18,7 @@ const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const WRONG_SIGNATURE: &str = "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 fn auth(tokens: &[&str], signing_secrets: &[&str]) -> Auth {
-    Auth::new(Settings {
+    Auth::new(AuthSettings {
         tokens: tokens.iter().map(|token| token.parse().unwrap()).collect(),
         signing_secrets: signing_secrets.iter().map(|secret| secret.parse().unwrap()).collect(),
     })
@@ -77,7 +77,7 @@ fn a_token_counts_in_every_header_that_may_hold_one() {
         ("right beside wrong in the own header", &[(a, &bearer), (x, "wrong")], Ok(())),
         ("right beside half a signature", &[(a, &bearer), ("webhook-id", "1")], Ok(())),
     ] {
-        let expected = expected.map(|()| Verdict::Proven);
+        let expected = expected.map(|()| Proof::Proven);
         assert_eq!(auth.judge_head(&headers(pairs), now(), false), expected, "{what}");
     }
 }
@@ -85,7 +85,7 @@ fn a_token_counts_in_every_header_that_may_hold_one() {
 #[test]
 fn an_api_key_is_awaited_where_it_counts_and_tokens_are_known() {
     use Denied::{NoApiKey, NoSignature, NoToken, WrongToken};
-    let unproven = |otherwise| Ok(Verdict::Unproven { signature: false, api_key: true, otherwise });
+    let unproven = |otherwise| Ok(Proof::Unproven { signature: false, api_key: true, otherwise });
     let wrong = headers(&[("authorization", "Bearer wrong")]);
     let right = headers(&[("authorization", TOKEN)]);
     let signature = signed(ID, &TIMESTAMP.to_string(), SIGNATURE);
@@ -96,7 +96,7 @@ fn an_api_key_is_awaited_where_it_counts_and_tokens_are_known() {
         ("a signature that is not asked for", auth(&[TOKEN], &[]), signature, false, Err(NoToken)),
         ("no tokens", auth(&[], &[SECRET]), HeaderMap::new(), true, Err(NoSignature)),
         ("no tokens but one sent", auth(&[], &[SECRET]), wrong, true, Err(NoSignature)),
-        ("no need", auth(&[TOKEN], &[]), right, true, Ok(Verdict::Proven)),
+        ("no need", auth(&[TOKEN], &[]), right, true, Ok(Proof::Proven)),
     ] {
         assert_eq!(auth.judge_head(&headers, now(), takes_api_key), expected, "{what}");
     }
@@ -127,8 +127,8 @@ fn an_api_key_is_compared_by_what_it_means() {
 #[test]
 fn everybody_may_send_where_nothing_is_asked() {
     let auth = auth(&[], &[]);
-    assert_eq!(auth.judge_head(&HeaderMap::new(), now(), false), Ok(Verdict::Proven));
-    assert_eq!(auth.judge_head(&headers(&[("authorization", "Bearer any")]), now(), true), Ok(Verdict::Proven));
+    assert_eq!(auth.judge_head(&HeaderMap::new(), now(), false), Ok(Proof::Proven));
+    assert_eq!(auth.judge_head(&headers(&[("authorization", "Bearer any")]), now(), true), Ok(Proof::Proven));
     assert!(!auth.api_key_is_valid(Raw::parse("\"\"").unwrap()));
     assert!(!auth.signature_is_valid(&signed(ID, &TIMESTAMP.to_string(), SIGNATURE), BODY));
 }
@@ -180,10 +180,10 @@ fn a_signature_is_judged_by_its_headers_before_the_body() {
         ("a thousand of them", signature(&many), Ok(())),
     ] {
         let expected =
-            expected.map(|()| Verdict::Unproven { signature: true, api_key: false, otherwise: WrongSignature });
+            expected.map(|()| Proof::Unproven { signature: true, api_key: false, otherwise: WrongSignature });
         assert_eq!(auth.judge_head(&headers, now(), false), expected, "{what}");
     }
-    let both = Ok(Verdict::Unproven { signature: true, api_key: true, otherwise: WrongSignature });
+    let both = Ok(Proof::Unproven { signature: true, api_key: true, otherwise: WrongSignature });
     assert_eq!(auth.judge_head(&at(TIMESTAMP), now(), true), both);
     let before_1970 = UNIX_EPOCH - Duration::from_secs(1_000_000);
     assert_eq!(auth.judge_head(&at(TIMESTAMP), before_1970, false), Err(StaleTimestamp));
@@ -266,10 +266,11 @@ fn credentials_that_are_too_weak_are_not_taken() {
 
 #[test]
 fn nothing_that_is_printed_holds_a_credential() {
-    let settings = Settings { tokens: vec![TOKEN.parse().unwrap()], signing_secrets: vec![SECRET.parse().unwrap()] };
+    let settings =
+        AuthSettings { tokens: vec![TOKEN.parse().unwrap()], signing_secrets: vec![SECRET.parse().unwrap()] };
     assert_eq!(
         format!("{settings:?} {:?}", Auth::new(settings.clone())),
-        "Settings { tokens: [Token([hidden])], signing_secrets: [SigningSecret([hidden])] } \
+        "AuthSettings { tokens: [Token([hidden])], signing_secrets: [SigningSecret([hidden])] } \
          Auth { tokens: 1, signing_secrets: 1 }"
     );
 }
@@ -284,7 +285,7 @@ proptest! {
             .into_iter()
             .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_bytes(&value).unwrap()))
             .collect();
-        prop_assert_ne!(auth.judge_head(&headers, now(), takes_api_key), Ok(Verdict::Proven));
+        prop_assert_ne!(auth.judge_head(&headers, now(), takes_api_key), Ok(Proof::Proven));
         prop_assert!(!auth.signature_is_valid(&headers, &body));
     }
 
@@ -297,7 +298,7 @@ proptest! {
         let auth = auth(&[], &[SECRET]);
         let timestamp = TIMESTAMP.to_string();
         let headers = signed(&id, &timestamp, &sign(SECRET, &id, &timestamp, &body));
-        let expected = Ok(Verdict::Unproven { signature: true, api_key: false, otherwise: Denied::WrongSignature });
+        let expected = Ok(Proof::Unproven { signature: true, api_key: false, otherwise: Denied::WrongSignature });
         prop_assert_eq!(auth.judge_head(&headers, now(), true), expected);
         prop_assert!(auth.signature_is_valid(&headers, &body));
         let mut altered = body;

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::pretty::indent;
 use crate::{
-    auth,
+    auth::AuthSettings,
     destination::{Authorization, DestinationSettings},
     mapping, outbox,
     posthog::Body,
@@ -183,7 +183,7 @@ impl Service {
         let tokens = vec![TOKEN.parse().expect("long enough")];
         let settings = service::ServiceSettings {
             server,
-            auth: auth::Settings { tokens, signing_secrets: Vec::new() },
+            auth: AuthSettings { tokens, signing_secrets: Vec::new() },
             mapping,
             destination,
             outbox: outbox::Settings::default(),

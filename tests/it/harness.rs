@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use variance_connector::{
-    auth,
+    auth::AuthSettings,
     backoff::Backoff,
     destination::{Authorization, DestinationSettings},
     mapping::{self, Format},
@@ -58,7 +58,7 @@ impl Service {
                 shutdown_grace: Duration::from_secs(8),
                 head_timeout: server::HEAD_TIMEOUT,
             },
-            auth: auth::Settings::default(),
+            auth: AuthSettings::default(),
             mapping: mapping::MappingSettings {
                 format: Format::Variance,
                 calls: vec![Call::Capture, Call::Page, Call::Identify, Call::Alias],

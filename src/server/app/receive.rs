@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{App, Route};
 use crate::{
-    auth::{Denied, Verdict},
+    auth::{Denied, Proof},
     inflate::{self, Encoding, InflateError},
     posthog,
     server::{
@@ -74,7 +74,7 @@ impl App {
         let (head, mut body) = request.into_parts();
         let judged = self.judge(route, &head.headers, patience.arrived);
         let received = match judged {
-            Ok(verdict) => self.read(route, &head.headers, verdict, &mut body, start).await,
+            Ok(proof) => self.read(route, &head.headers, proof, &mut body, start).await,
             Err(reply) => Err(reply),
         };
         let received = match received {
@@ -151,17 +151,17 @@ impl App {
     }
 
     /// What can be said of a request before its body is read.
-    fn judge(&self, route: &Route, headers: &HeaderMap, now: SystemTime) -> Result<Verdict, Reply> {
+    fn judge(&self, route: &Route, headers: &HeaderMap, now: SystemTime) -> Result<Proof, Reply> {
         if self.intake.draining.is_cancelled() {
             return Err(Reply::draining());
         }
-        let verdict = self.auth.judge_head(headers, now, route.takes_api_key);
-        let verdict = verdict.map_err(|denied| self.deny(denied))?;
+        let proof = self.auth.judge_head(headers, now, route.takes_api_key);
+        let proof = proof.map_err(|denied| self.deny(denied))?;
         if !is_json(headers) {
             let reason = "the content type must be application/json (or text/plain, or none)";
             return Err(Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
         }
-        Ok(verdict)
+        Ok(proof)
     }
 
     /// Reads a body within the budgets for one of its sender.
@@ -169,23 +169,23 @@ impl App {
         &self,
         route: &Route,
         headers: &HeaderMap,
-        verdict: Verdict,
+        proof: Proof,
         body: &mut Body,
         start: Instant,
     ) -> Result<Received, Reply> {
         let encoding = Encoding::of(headers)
             .map_err(|unsupported| Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, unsupported.to_string()))?;
-        let mut charge = Charge::new(match verdict {
-            Verdict::Unproven { .. } => vec![route.budget.clone(), self.unproven.clone()],
-            Verdict::Proven => vec![route.budget.clone()],
+        let mut charge = Charge::new(match proof {
+            Proof::Unproven { .. } => vec![route.budget.clone(), self.unproven.clone()],
+            Proof::Proven => vec![route.budget.clone()],
         });
         let read = body::read(body, self.max_body, &mut charge, start + route.body_timeout);
         let bytes = tokio::select! {
             read = read => read.map_err(|error| self.read_error(error))?,
             () = self.intake.draining.cancelled() => return Err(Reply::draining()),
         };
-        let denied = match verdict {
-            Verdict::Unproven { signature, api_key, otherwise } => {
+        let denied = match proof {
+            Proof::Unproven { signature, api_key, otherwise } => {
                 if signature && self.auth.signature_is_valid(headers, &bytes) {
                     charge.leave_last();
                     None
@@ -195,7 +195,7 @@ impl App {
                     return Err(self.deny(otherwise));
                 }
             }
-            Verdict::Proven => None,
+            Proof::Proven => None,
         };
         Ok(Received { bytes, encoding, denied, charge })
     }

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Uri, header::AUTHORIZATION};
 use libfuzzer_sys::fuzz_target;
 use tracing_subscriber::EnvFilter;
 use variance_connector::{
-    auth::{Auth, Verdict},
+    auth::{Auth, Proof},
     config::{self, Config, Flags, KEYS, Loaded},
     destination::DestinationSettings,
     mapping, outbox, server, service,
@@ -95,6 +95,6 @@ fn is_usable(settings: service::ServiceSettings, allows_anonymous: bool) {
     let auth = Auth::new(auth);
     let mut wrong = HeaderMap::new();
     wrong.insert(AUTHORIZATION, HeaderValue::from_static("Bearer wrong"));
-    let verdict = auth.judge_head(&wrong, SystemTime::UNIX_EPOCH + Duration::from_secs(1), false);
-    assert_eq!(verdict == Ok(Verdict::Proven), !has_credential);
+    let proof = auth.judge_head(&wrong, SystemTime::UNIX_EPOCH + Duration::from_secs(1), false);
+    assert_eq!(proof == Ok(Proof::Proven), !has_credential);
 }

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 use ring::hmac;
 use variance_connector::{
-    auth::{Auth, Settings, SigningSecret, Token, Verdict},
+    auth::{Auth, AuthSettings, SigningSecret, Token, Proof},
     inflate::Encoding,
     json::Raw,
 };
@@ -27,7 +27,7 @@ const SIGNING_KEY: &[u8] = b"a key that no fuzzer will come upon";
 const MAX_SIGNATURES: usize = 16;
 
 static AUTH: LazyLock<Auth> = LazyLock::new(|| {
-    Auth::new(Settings {
+    Auth::new(AuthSettings {
         tokens: vec!["a token that no fuzzer will come upon".parse().expect("long enough")],
         signing_secrets: vec![STANDARD.encode(SIGNING_KEY).parse().expect("long enough")],
     })
@@ -53,8 +53,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     for takes_api_key in [false, true] {
-        let verdict = AUTH.judge_head(&headers, SystemTime::UNIX_EPOCH + NOW, takes_api_key);
-        assert_ne!(verdict, Ok(Verdict::Proven));
+        let proof = AUTH.judge_head(&headers, SystemTime::UNIX_EPOCH + NOW, takes_api_key);
+        assert_ne!(proof, Ok(Proof::Proven));
     }
     assert!(!AUTH.signature_is_valid(&headers, body));
     let _ = Encoding::of(&headers);
@@ -80,10 +80,10 @@ fn check_signed(mut headers: HeaderMap, body: &[u8]) {
     assert_eq!(AUTH.signature_is_valid(&headers, body), is_usable);
     assert!(!AUTH.signature_is_valid(&headers, &[body, b" "].concat()));
     // Whether it is also fresh is for the headers alone to say.
-    let verdict = AUTH.judge_head(&headers, SystemTime::UNIX_EPOCH + NOW, false);
-    assert_ne!(verdict, Ok(Verdict::Proven), "before the body has been read");
+    let proof = AUTH.judge_head(&headers, SystemTime::UNIX_EPOCH + NOW, false);
+    assert_ne!(proof, Ok(Proof::Proven), "before the body has been read");
     let fresh = format!("{}", NOW.as_secs());
     if is_usable && timestamp.as_bytes() == fresh.as_bytes() {
-        assert!(matches!(verdict, Ok(Verdict::Unproven { signature: true, api_key: false, .. })), "{verdict:?}");
+        assert!(matches!(proof, Ok(Proof::Unproven { signature: true, api_key: false, .. })), "{proof:?}");
     }
 }

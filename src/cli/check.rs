@@ -19,9 +19,9 @@ use crate::{
     config::{self, Config, Loaded, Setting},
     destination::Destination,
     json::Raw,
-    mapping,
+    mapping::MappingSettings,
     posthog::{Envelope, Event},
-    service,
+    service::ServiceSettings,
     variance::{Call, Message},
 };
 
@@ -116,10 +116,10 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
 
 /// Posts one `track`, whatever the filters say.
 async fn send_test(config: Config) -> anyhow::Result<Answer> {
-    let service::ServiceSettings { mapping, destination, .. } = config.service;
+    let ServiceSettings { mapping, destination, .. } = config.service;
     let url = destination.webhook_url.clone();
     let timeout = destination.attempt_timeout;
-    let message = test_message(&mapping, Uuid::new_v4(), SystemTime::now());
+    let message = test_message(mapping, Uuid::new_v4(), SystemTime::now());
     let destination =
         Destination::new(destination, 1).context("no client for Variance: are there root certificates?")?;
     let (result, reply) = destination.post(message.body()).await;
@@ -129,7 +129,7 @@ async fn send_test(config: Config) -> anyhow::Result<Answer> {
 }
 
 /// A PostHog event that nobody can take for a real one, on the way that all events go.
-fn test_message(mapping: &mapping::MappingSettings, id: Uuid, now: SystemTime) -> Message {
+fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message {
     let event = json!({
         "event": TEST_EVENT,
         "uuid": id.to_string(),
@@ -137,7 +137,10 @@ fn test_message(mapping: &mapping::MappingSettings, id: Uuid, now: SystemTime) -
         "timestamp": humantime::format_rfc3339_millis(now).to_string(),
         "properties": {"test": true, "sent_by": "variance-connector check --send"},
     });
-    let mapping = mapping::MappingSettings { calls: vec![Call::Capture], exclude: Vec::new(), ..mapping.clone() };
+    // Named one by one, so that a setting that could filter the event does not compile before it is judged here.
+    let MappingSettings { format, calls: _, exclude: _, person_traits, account_group } = mapping;
+    let (calls, exclude) = (vec![Call::Capture], Vec::new());
+    let mapping = MappingSettings { format, calls, exclude, person_traits, account_group };
     let text = event.to_string();
     let element = Raw::parse(&text).expect("it is an object");
     let event = Event::decode(element, &Envelope::default()).expect("it has a name");

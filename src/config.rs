@@ -2,25 +2,45 @@
 //!
 //! Nothing is validated here and used elsewhere: what is read is parsed into what each part's own settings hold. All
 //! problems are told at once, each with its key and where the wrong value came from, and none with a secret.
+//!
+//! # How a setting is added
+//!
+//! 1. A field in the settings of the part that it is for: nothing that builds or takes these apart compiles without it.
+//! 2. A row in `config/keys.rs`, listed in [`KEYS`], with the function that parses it (in `config/values.rs`, unless the
+//!    type parses itself).
+//! 3. Reading it in the function of its part below: `reader.get(&ROW)` for one with a default, else `option`, `list`,
+//!    `secret` or `secrets`. A row that nothing reads does not pass the lints, and a test finds one that is read but not
+//!    listed, or listed but not read by [`load`].
+//! 4. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
 
 use std::{ffi::OsString, fmt, net::SocketAddr, time::Duration};
 
 pub use self::{
+    given::Origin,
     keys::{FILE_VARIABLE, KEYS, Key, help},
-    sources::{Flags, Origin},
+    sources::Flags,
 };
 use self::{
+    keys::{
+        ACCOUNT_GROUP, ALLOW_ANONYMOUS, ATTEMPT_TIMEOUT, AUTHORIZATION, AUTHORIZATION_FILE, BATCH_DEADLINE, CALLS,
+        CONCURRENCY, EXCLUDE, FORMAT, LISTEN, LOG_FORMAT, LOG_LEVEL, MAX_BODY, MAX_HELD, PERSON_TRAITS, RETRY_FOR,
+        SHUTDOWN_GRACE, SIGNING_SECRET, SIGNING_SECRET_FILE, TOKEN, TOKEN_FILE, WEBHOOK_DEADLINE, WEBHOOK_URL,
+    },
     reader::{Reader, Reported},
     sources::Sources,
 };
 use crate::{
     auth::AuthSettings,
     destination::{Authorization, DestinationSettings},
-    mapping, outbox, server, service,
+    mapping::MappingSettings,
+    outbox,
+    server::{self, ServerSettings},
+    service::ServiceSettings,
     telemetry::LogSettings,
 };
 
 mod file;
+mod given;
 mod keys;
 mod reader;
 mod sources;
@@ -39,17 +59,30 @@ const DOCKER_KILLS: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Config {
     /// What the service does.
-    pub service: service::ServiceSettings,
+    pub service: ServiceSettings,
     /// What is logged.
     pub log: LogSettings,
 }
 
-/// A configuration, and what can be said about it.
+/// What it takes to forward events without receiving any.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct Forwarding {
+    /// What is forwarded, and how.
+    pub mapping: MappingSettings,
+    /// Where it goes.
+    pub destination: DestinationSettings,
+    /// How it is delivered.
+    pub outbox: outbox::Settings,
+    /// How long stopping may take.
+    pub shutdown_grace: Duration,
+}
+
+/// A configuration, or the part of one that a command reads, and what can be said about it.
+#[derive(Clone, Debug)]
+pub struct Loaded<T = Config> {
     /// The settings.
-    pub config: Config,
-    /// Every setting with its origin, in the order of [`KEYS`].
+    pub config: T,
+    /// Every setting that was read with its origin, in the order of [`KEYS`].
     pub settings: Vec<Setting>,
     /// What is possible, but most likely not meant.
     pub warnings: Vec<String>,
@@ -78,30 +111,24 @@ pub struct Error {
 /// # Errors
 /// Everything that is wrong.
 pub fn load(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Error> {
-    let mut sources = Sources::new(flags, variables);
-    sources.read_file().map_err(Error::one)?;
-    let mut reader = Reader::new(sources);
-    let mut warnings = Vec::new();
-
-    let destination = destination(&mut reader, &mut warnings);
-    let listen = reader.value("server.listen", values::listen);
-    let server = server(&mut reader, &mut warnings, listen);
-    let auth = auth(&mut reader);
-    let access = access(&mut reader, &mut warnings, listen, auth.as_ref());
-    let mapping = mapping(&mut reader);
-    let outbox = outbox(&mut reader);
-    let log = log(&mut reader);
-
-    warnings.extend(reader.sources().unknown_variables());
-    let (settings, problems) = reader.finish();
-    match (destination, server, auth, access, mapping, outbox, log) {
-        (Ok(destination), Ok(server), Ok(auth), Ok(()), Ok(mapping), Ok(outbox), Ok(log)) if problems.is_empty() => {
-            let service = service::ServiceSettings { server, auth, mapping, destination, outbox };
-            let config = Config { service, log };
-            Ok(Loaded { config, settings, warnings })
-        }
-        _ => Err(Error { problems }),
-    }
+    read(flags, variables, |reader| {
+        let destination = destination(reader);
+        let listen = reader.get(&LISTEN);
+        let server = server(reader, listen);
+        let auth = auth(reader, listen);
+        let mapping = mapping(reader);
+        let outbox = outbox(reader);
+        let log = log(reader);
+        reader.warn_of_unknown_variables();
+        let service = ServiceSettings {
+            server: server?,
+            auth: auth?,
+            mapping: mapping?,
+            destination: destination?,
+            outbox: outbox?,
+        };
+        Ok(Config { service, log: log? })
+    })
 }
 
 /// Reads `server.listen` alone, whatever may be wrong with the rest. The file is read only if neither the command line
@@ -110,14 +137,13 @@ pub fn load(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsStri
 /// # Errors
 /// When it is wrong, or when the file cannot be read.
 pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<SocketAddr, Error> {
-    let key = Key::named("server.listen");
     let mut sources = Sources::new(flags, variables);
-    if !sources.find(key).map_err(Error::one)?.is_some_and(|given| given.origin != Origin::Default) {
+    if !sources.find(&LISTEN.key).map_err(Error::one)?.is_some_and(|given| given.origin != Origin::Default) {
         sources.read_file().map_err(Error::one)?;
     }
     let mut reader = Reader::new(sources);
-    let listen = reader.value(key.name, values::listen);
-    listen.map_err(|Reported| Error { problems: reader.into_problems() })
+    let listen = reader.get(&LISTEN);
+    Ok(reader.finish(listen)?.config)
 }
 
 /// Reads what concerns the mapping alone, whatever may be wrong or missing elsewhere.
@@ -127,28 +153,8 @@ pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsSt
 pub fn mapping_alone(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<mapping::MappingSettings, Error> {
-    let mut sources = Sources::new(flags, variables);
-    sources.read_file().map_err(Error::one)?;
-    let mut reader = Reader::new(sources);
-    let mapping = mapping(&mut reader);
-    let (_, problems) = reader.finish();
-    mapping.ok().filter(|_| problems.is_empty()).ok_or(Error { problems })
-}
-
-/// What it takes to forward events without receiving any.
-#[derive(Clone, Debug)]
-pub struct Forwarding {
-    /// What is forwarded, and how.
-    pub mapping: mapping::MappingSettings,
-    /// Where it goes.
-    pub destination: DestinationSettings,
-    /// How it is delivered.
-    pub outbox: outbox::Settings,
-    /// How long stopping may take.
-    pub shutdown_grace: Duration,
-    /// What is possible, but most likely not meant.
-    pub warnings: Vec<String>,
+) -> Result<MappingSettings, Error> {
+    Ok(read(flags, variables, mapping)?.config)
 }
 
 /// Reads what it takes to forward events, whatever may be wrong or missing of the server's settings.
@@ -158,46 +164,56 @@ pub struct Forwarding {
 pub fn forwarding(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Forwarding, Error> {
+) -> Result<Loaded<Forwarding>, Error> {
+    read(flags, variables, |reader| {
+        let destination = destination(reader);
+        let mapping = mapping(reader);
+        let outbox = outbox(reader);
+        let shutdown_grace = reader.get(&SHUTDOWN_GRACE);
+        Ok(Forwarding {
+            mapping: mapping?,
+            destination: destination?,
+            outbox: outbox?,
+            shutdown_grace: shutdown_grace?,
+        })
+    })
+}
+
+/// What `settings` makes of all sources, if there is nothing wrong with it and with the file.
+fn read<T>(
+    flags: &Flags,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    settings: impl FnOnce(&mut Reader) -> Result<T, Reported>,
+) -> Result<Loaded<T>, Error> {
     let mut sources = Sources::new(flags, variables);
     sources.read_file().map_err(Error::one)?;
     let mut reader = Reader::new(sources);
-    let mut warnings = Vec::new();
-    let destination = destination(&mut reader, &mut warnings);
-    let mapping = mapping(&mut reader);
-    let outbox = outbox(&mut reader);
-    let shutdown_grace = reader.value("delivery.shutdown_grace", values::duration);
-    let (_, problems) = reader.finish();
-    match (destination, mapping, outbox, shutdown_grace) {
-        (Ok(destination), Ok(mapping), Ok(outbox), Ok(shutdown_grace)) if problems.is_empty() => {
-            Ok(Forwarding { mapping, destination, outbox, shutdown_grace, warnings })
-        }
-        _ => Err(Error { problems }),
-    }
+    let value = settings(&mut reader);
+    reader.check_file();
+    reader.finish(value)
 }
 
-fn destination(reader: &mut Reader, warnings: &mut Vec<String>) -> Result<DestinationSettings, Reported> {
-    let webhook_url = reader.option("variance.webhook_url", values::webhook_url);
-    let authorization = reader.secret("variance.authorization", "variance.authorization_file", values::authorization);
-    let attempt_timeout = reader.value("delivery.attempt_timeout", values::duration);
+fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
+    let webhook_url = reader.option(&WEBHOOK_URL);
+    let authorization = reader.secret(&AUTHORIZATION, &AUTHORIZATION_FILE);
+    let attempt_timeout = reader.get(&ATTEMPT_TIMEOUT);
     let webhook_url = webhook_url.and_then(|url| {
-        let mut url = url
-            .ok_or_else(|| reader.missing("variance.webhook_url", "copy it from Variance > Integrations > PostHog"))?;
-        let name = reader.named("variance.webhook_url");
+        let from = "copy it from Variance > Integrations > PostHog";
+        let mut url = url.ok_or_else(|| reader.missing(&WEBHOOK_URL.key, from))?;
+        let name = reader.named(&WEBHOOK_URL.key);
         if values::remove_user(&mut url) {
-            warnings.push(format!(
-                "{name} has a user or a password, which is not sent: set variance.authorization instead"
-            ));
+            let instead = AUTHORIZATION.key.name;
+            reader.warn(format!("{name} has a user or a password, which is not sent: set {instead} instead"));
         }
         if url.scheme() == "http" && !values::is_loopback(&url) {
-            warnings.push(format!("{name} is plain http: events and the credential can be read on their way"));
+            reader.warn(format!("{name} is plain http: events and the credential can be read on their way"));
         }
         Ok(url)
     });
     let authorization = authorization.and_then(|authorization| {
         let from = "it is the value of the header that Variance > Integrations > PostHog shows; variance.authorization_file \
                     can name a file with it";
-        authorization.ok_or_else(|| reader.missing("variance.authorization", from))
+        authorization.ok_or_else(|| reader.missing(&AUTHORIZATION.key, from))
     });
     let (value, file) = authorization?;
     Ok(DestinationSettings {
@@ -208,16 +224,12 @@ fn destination(reader: &mut Reader, warnings: &mut Vec<String>) -> Result<Destin
     })
 }
 
-fn server(
-    reader: &mut Reader,
-    warnings: &mut Vec<String>,
-    listen: Result<SocketAddr, Reported>,
-) -> Result<server::ServerSettings, Reported> {
-    let webhook_deadline = reader.value("server.webhook_deadline", values::duration);
-    let batch_deadline = reader.value("server.batch_deadline", values::duration);
-    let max_body = reader.value("server.max_body", values::size);
-    let shutdown_grace = reader.value("delivery.shutdown_grace", values::duration);
-    let settings = server::ServerSettings {
+fn server(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<ServerSettings, Reported> {
+    let webhook_deadline = reader.get(&WEBHOOK_DEADLINE);
+    let batch_deadline = reader.get(&BATCH_DEADLINE);
+    let max_body = reader.get(&MAX_BODY);
+    let shutdown_grace = reader.get(&SHUTDOWN_GRACE);
+    let settings = ServerSettings {
         listen: listen?,
         webhook_deadline: webhook_deadline?,
         batch_deadline: batch_deadline?,
@@ -225,69 +237,62 @@ fn server(
         shutdown_grace: shutdown_grace?,
         head_timeout: server::HEAD_TIMEOUT,
     };
-    for (name, deadline, end) in [
-        ("server.webhook_deadline", settings.webhook_deadline, WEBHOOK_SENDER_GIVES_UP),
-        ("server.batch_deadline", settings.batch_deadline, BATCH_SENDER_GIVES_UP),
+    for (row, deadline, end) in [
+        (&WEBHOOK_DEADLINE, settings.webhook_deadline, WEBHOOK_SENDER_GIVES_UP),
+        (&BATCH_DEADLINE, settings.batch_deadline, BATCH_SENDER_GIVES_UP),
     ] {
         if deadline >= end {
-            let (name, end) = (reader.named(name), humantime::format_duration(end));
-            warnings.push(format!("{name} is not under {end}: PostHog gives up then, and never sees the reply"));
+            let (name, end) = (reader.named(&row.key), humantime::format_duration(end));
+            reader.warn(format!("{name} is not under {end}: PostHog gives up then, and never sees the reply"));
         }
     }
     if settings.shutdown_grace > DOCKER_KILLS {
-        let (name, end) = (reader.named("delivery.shutdown_grace"), humantime::format_duration(DOCKER_KILLS));
-        warnings.push(format!("{name} is more than {end}: Docker kills then unless told otherwise (`--stop-timeout`)"));
+        let (name, end) = (reader.named(&SHUTDOWN_GRACE.key), humantime::format_duration(DOCKER_KILLS));
+        reader.warn(format!("{name} is more than {end}: Docker kills then unless told otherwise (`--stop-timeout`)"));
     }
     Ok(settings)
 }
 
-fn auth(reader: &mut Reader) -> Result<AuthSettings, Reported> {
-    let tokens = reader.secrets("server.token", "server.token_file", values::token);
-    let signing_secrets = reader.secrets("server.signing_secret", "server.signing_secret_file", values::signing_secret);
-    Ok(AuthSettings { tokens: tokens?, signing_secrets: signing_secrets? })
-}
-
-/// Whether others can send without a credential, and whether that is meant.
-fn access(
-    reader: &mut Reader,
-    warnings: &mut Vec<String>,
-    listen: Result<SocketAddr, Reported>,
-    auth: Result<&AuthSettings, &Reported>,
-) -> Result<(), Reported> {
-    let allow_anonymous = reader.value("server.allow_anonymous", values::flag)?;
-    let (listen, AuthSettings { tokens, signing_secrets }) = (listen?, auth.map_err(|reported| *reported)?);
-    if listen.ip().to_canonical().is_loopback() || !tokens.is_empty() || !signing_secrets.is_empty() {
-        return Ok(());
+/// Who may send, unless others could without a credential and that is not said to be meant.
+fn auth(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<AuthSettings, Reported> {
+    let tokens = reader.secrets(&TOKEN, &TOKEN_FILE);
+    let signing_secrets = reader.secrets(&SIGNING_SECRET, &SIGNING_SECRET_FILE);
+    let allow_anonymous = reader.get(&ALLOW_ANONYMOUS);
+    let settings = AuthSettings { tokens: tokens?, signing_secrets: signing_secrets? };
+    let (listen, allow_anonymous) = (listen?, allow_anonymous?);
+    let has_credential = !settings.tokens.is_empty() || !settings.signing_secrets.is_empty();
+    if has_credential || listen.ip().to_canonical().is_loopback() {
+        return Ok(settings);
     }
-    let name = reader.named("server.listen");
+    let name = reader.named(&LISTEN.key);
     if allow_anonymous {
-        let allowed = reader.named("server.allow_anonymous");
-        warnings
-            .push(format!("{name} is {listen} and {allowed} is true: whoever reaches it can send events to Variance"));
-        return Ok(());
+        let allowed = reader.named(&ALLOW_ANONYMOUS.key);
+        reader
+            .warn(format!("{name} is {listen} and {allowed} is true: whoever reaches it can send events to Variance"));
+        return Ok(settings);
     }
-    let [token, secret, anonymous] = ["server.token", "server.signing_secret", "server.allow_anonymous"]
-        .map(|name| format!("{name} ({})", Key::named(name).variable()));
+    let [token, secret, anonymous] =
+        [&TOKEN.key, &SIGNING_SECRET.key, &ALLOW_ANONYMOUS.key].map(|key| format!("{} ({})", key.name, key.variable()));
     Err(reader.problem(format!(
         "{name} is {listen}, which others can reach, and no credential is asked of senders: set {token}, or {secret}, \
          or, if only who may send can reach it, {anonymous} to true"
     )))
 }
 
-fn mapping(reader: &mut Reader) -> Result<mapping::MappingSettings, Reported> {
-    let format = reader.value("variance.format", values::format);
-    let calls = reader.list("filter.calls", values::call);
-    let exclude = reader.list("filter.exclude", values::name_pattern);
-    let person_traits = reader.value("filter.person_traits", values::flag);
-    let account_group = reader.option("filter.account_group", values::text);
+fn mapping(reader: &mut Reader) -> Result<MappingSettings, Reported> {
+    let format = reader.get(&FORMAT);
+    let calls = reader.list(&CALLS);
+    let exclude = reader.list(&EXCLUDE);
+    let person_traits = reader.get(&PERSON_TRAITS);
+    let account_group = reader.option(&ACCOUNT_GROUP);
     let calls = calls.and_then(|calls| match calls.is_empty() {
         true => {
-            let name = reader.named("filter.calls");
+            let name = reader.named(&CALLS.key);
             Err(reader.problem(format!("{name} is empty: nothing would be forwarded")))
         }
         false => Ok(calls),
     });
-    Ok(mapping::MappingSettings {
+    Ok(MappingSettings {
         format: format?,
         calls: calls?,
         exclude: exclude?,
@@ -297,9 +302,9 @@ fn mapping(reader: &mut Reader) -> Result<mapping::MappingSettings, Reported> {
 }
 
 fn outbox(reader: &mut Reader) -> Result<outbox::Settings, Reported> {
-    let concurrency = reader.value("delivery.concurrency", values::concurrency);
-    let retry_for = reader.value("delivery.retry_for", values::duration);
-    let max_held = reader.value("delivery.max_held", values::held_size);
+    let concurrency = reader.get(&CONCURRENCY);
+    let retry_for = reader.get(&RETRY_FOR);
+    let max_held = reader.get(&MAX_HELD);
     Ok(outbox::Settings {
         concurrency: concurrency?,
         retry_for: retry_for?,
@@ -309,8 +314,7 @@ fn outbox(reader: &mut Reader) -> Result<outbox::Settings, Reported> {
 }
 
 fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {
-    let format = reader.option("log.format", values::log_format);
-    let level = reader.value("log.level", values::log_level);
+    let (format, level) = (reader.option(&LOG_FORMAT), reader.get(&LOG_LEVEL));
     Ok(LogSettings { format: format?, level: level? })
 }
 

@@ -34,7 +34,7 @@ use super::{
     input::{Position, Source},
 };
 use crate::{
-    config::{self, Flags, Forwarding},
+    config::{self, Flags, Forwarding, Loaded},
     destination::Destination,
     metrics::Metrics,
     outbox::Outbox,
@@ -80,19 +80,19 @@ pub(super) struct Args {
 /// Forwards everything and tells what became of it. Fails if any of it did.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
     let flags = Flags { config: args.config.clone(), ..Flags::default() };
-    let forwarding = config::forwarding(&flags, variables)?;
+    let Loaded { config: forwarding, settings: _, warnings } = config::forwarding(&flags, variables)?;
     if let Some(failed) = args.failed.as_deref().filter(|failed| is_among(failed, &args.files)) {
         let problem = format!("--failed {} is one of the files to be read", failed.display());
         return Err(config::Error { problems: vec![problem] }.into());
     }
-    for warning in &forwarding.warnings {
+    for warning in warnings {
         eprintln!("warning: {warning}");
     }
     super::runtime()?.block_on(forward(args, forwarding))
 }
 
 async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
-    let Forwarding { mapping, destination, outbox, shutdown_grace, warnings: _ } = forwarding;
+    let Forwarding { mapping, destination, outbox, shutdown_grace } = forwarding;
     let shutdown = shutdown::on_signal().context("signals cannot be listened to")?;
     let start = Instant::now();
     let counts = Arc::new(Counts::default());

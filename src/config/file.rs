@@ -8,8 +8,8 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    keys::{KEYS, Key, Kind},
-    sources::{Given, Origin, Value, did_you_mean},
+    given::{Given, Origin, Value},
+    keys::{KEYS, Key, Kind, did_you_mean},
 };
 
 /// What a file says about each key, right or wrong.

@@ -1,11 +1,161 @@
-//! The table of all settings: what they are called, what they are by default, and what they are for.
+//! The table of all settings. Each row knows all about its setting: its names, its default, what it is for, how it is
+//! written, how much of it may be shown, and how it is parsed.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+
+use http::HeaderValue;
+use url::Url;
+
+use super::values;
+use crate::{
+    auth::{SigningSecret, Token},
+    mapping::{Format, NamePattern},
+    telemetry::{self, Directives},
+    variance::Call,
+};
 
 /// The variable that names the configuration file; the flag `--config` comes before it.
 pub const FILE_VARIABLE: &str = "CONNECTOR_CONFIG";
 
-/// One setting.
+pub(super) static WEBHOOK_URL: Row<Url> =
+    Row::new("variance.webhook_url", &["VARIANCE_WEBHOOK_URL"], Kind::Text, values::webhook_url)
+        .shown(Shown::Url)
+        .doc("Where events go: the URL from Variance > Integrations > PostHog. Required.");
+
+pub(super) static AUTHORIZATION: Row<HeaderValue> =
+    Row::new("variance.authorization", &["VARIANCE_AUTHORIZATION"], Kind::Text, values::authorization)
+        .shown(Shown::Masked)
+        .doc("The whole value of the `Authorization` header that Variance asks for. Required, here or in a file.");
+
+pub(super) static AUTHORIZATION_FILE: Row<PathBuf> =
+    Row::new("variance.authorization_file", &["VARIANCE_AUTHORIZATION_FILE"], Kind::Text, values::path)
+        .doc("A file with that value. It is read again when Variance answers 401 or 403.");
+
+pub(super) static FORMAT: Row<Format> = Row::new("variance.format", &["VARIANCE_FORMAT"], Kind::Text, values::format)
+    .default("variance")
+    .doc("The bodies that are posted: `variance` (calls) or `posthog` (events as they were received).");
+
+pub(super) static LISTEN: Row<SocketAddr> =
+    Row::new("server.listen", &["CONNECTOR_LISTEN"], Kind::Text, values::listen)
+        .default("127.0.0.1:8080")
+        .doc("The address and port to listen on.");
+
+pub(super) static TOKEN: Row<Token> = Row::new("server.token", &["CONNECTOR_TOKEN"], Kind::List, values::parsed)
+    .shown(Shown::Masked)
+    .doc("The token that senders must present, of at least 16 characters; several while it is changed.");
+
+pub(super) static TOKEN_FILE: Row<PathBuf> =
+    Row::new("server.token_file", &["CONNECTOR_TOKEN_FILE"], Kind::Text, values::path)
+        .doc("A file with that token, or with several, each on its line.");
+
+pub(super) static SIGNING_SECRET: Row<SigningSecret> =
+    Row::new("server.signing_secret", &["CONNECTOR_SIGNING_SECRET"], Kind::List, values::parsed)
+        .shown(Shown::Masked)
+        .doc("The Standard Webhooks secret (`whsec_…`) that senders sign with; several while it is changed.");
+
+pub(super) static SIGNING_SECRET_FILE: Row<PathBuf> =
+    Row::new("server.signing_secret_file", &["CONNECTOR_SIGNING_SECRET_FILE"], Kind::Text, values::path)
+        .doc("A file with that secret, or with several, each on its line.");
+
+pub(super) static ALLOW_ANONYMOUS: Row<bool> =
+    Row::new("server.allow_anonymous", &["CONNECTOR_ALLOW_ANONYMOUS"], Kind::Flag, values::flag)
+        .default("false")
+        .doc("Whether to listen on an address that others reach with neither token nor signing secret.");
+
+pub(super) static WEBHOOK_DEADLINE: Row<Duration> =
+    Row::new("server.webhook_deadline", &["CONNECTOR_WEBHOOK_DEADLINE"], Kind::Duration, values::duration)
+        .default("2500ms")
+        .doc("How long a request to `/webhook` may take. PostHog gives up after 3 s.");
+
+pub(super) static BATCH_DEADLINE: Row<Duration> =
+    Row::new("server.batch_deadline", &["CONNECTOR_BATCH_DEADLINE"], Kind::Duration, values::duration)
+        .default("240s")
+        .doc("How long a request to `/batch` may take. PostHog gives up after 300 s.");
+
+pub(super) static MAX_BODY: Row<usize> = Row::new("server.max_body", &["CONNECTOR_MAX_BODY"], Kind::Size, values::size)
+    .default("64MiB")
+    .doc("The largest body, before and after decompression.");
+
+pub(super) static CALLS: Row<Call> = Row::new("filter.calls", &["CONNECTOR_CALLS"], Kind::List, values::call)
+    .default("capture,page,identify,alias")
+    .doc("The calls that are forwarded; `group` may be added.");
+
+pub(super) static EXCLUDE: Row<NamePattern> =
+    Row::new("filter.exclude", &["CONNECTOR_EXCLUDE"], Kind::List, values::name_pattern)
+        .doc("Names of events that are not forwarded; `prefix*` for all that start so.");
+
+pub(super) static PERSON_TRAITS: Row<bool> =
+    Row::new("filter.person_traits", &["CONNECTOR_PERSON_TRAITS"], Kind::Flag, values::flag)
+        .default("false")
+        .doc("Whether the person's properties go along with every event. They are personal data.");
+
+pub(super) static ACCOUNT_GROUP: Row<String> =
+    Row::new("filter.account_group", &["CONNECTOR_ACCOUNT_GROUP"], Kind::Text, values::text)
+        .doc("The PostHog group type that is an account at Variance.");
+
+pub(super) static CONCURRENCY: Row<usize> =
+    Row::new("delivery.concurrency", &["CONNECTOR_CONCURRENCY"], Kind::Count, values::concurrency)
+        .default("64")
+        .doc("POSTs in flight to Variance.");
+
+pub(super) static ATTEMPT_TIMEOUT: Row<Duration> =
+    Row::new("delivery.attempt_timeout", &["CONNECTOR_ATTEMPT_TIMEOUT"], Kind::Duration, values::duration)
+        .default("10s")
+        .doc("How long one of them may take; at most 3 s of it to connect.");
+
+pub(super) static RETRY_FOR: Row<Duration> =
+    Row::new("delivery.retry_for", &["CONNECTOR_RETRY_FOR"], Kind::Duration, values::duration)
+        .default("1h")
+        .doc("How long an event that Variance does not take is held and tried again.");
+
+pub(super) static MAX_HELD: Row<usize> =
+    Row::new("delivery.max_held", &["CONNECTOR_MAX_HELD"], Kind::Size, values::held_size)
+        .default("64MiB")
+        .doc("Memory for such events, bookkeeping included; at least 16 MiB.");
+
+pub(super) static SHUTDOWN_GRACE: Row<Duration> =
+    Row::new("delivery.shutdown_grace", &["CONNECTOR_SHUTDOWN_GRACE"], Kind::Duration, values::duration)
+        .default("8s")
+        .doc("How long a stopping service may take to finish. Docker kills after 10 s unless told otherwise.");
+
+pub(super) static LOG_FORMAT: Row<telemetry::Format> =
+    Row::new("log.format", &["CONNECTOR_LOG_FORMAT"], Kind::Text, values::parsed)
+        .doc("`text` or `json`; without it `text` on a terminal and `json` elsewhere.");
+
+pub(super) static LOG_LEVEL: Row<Directives> =
+    Row::new("log.level", &["CONNECTOR_LOG_LEVEL", "RUST_LOG"], Kind::Text, values::parsed)
+        .default("info")
+        .doc("`error`, `warn`, `info`, `debug` or `trace` for this program, or directives such as `hyper=debug`.");
+
+/// All settings, in the order of their documentation.
+pub const KEYS: &[&Key] = &[
+    &WEBHOOK_URL.key,
+    &AUTHORIZATION.key,
+    &AUTHORIZATION_FILE.key,
+    &FORMAT.key,
+    &LISTEN.key,
+    &TOKEN.key,
+    &TOKEN_FILE.key,
+    &SIGNING_SECRET.key,
+    &SIGNING_SECRET_FILE.key,
+    &ALLOW_ANONYMOUS.key,
+    &WEBHOOK_DEADLINE.key,
+    &BATCH_DEADLINE.key,
+    &MAX_BODY.key,
+    &CALLS.key,
+    &EXCLUDE.key,
+    &PERSON_TRAITS.key,
+    &ACCOUNT_GROUP.key,
+    &CONCURRENCY.key,
+    &ATTEMPT_TIMEOUT.key,
+    &RETRY_FOR.key,
+    &MAX_HELD.key,
+    &SHUTDOWN_GRACE.key,
+    &LOG_FORMAT.key,
+    &LOG_LEVEL.key,
+];
+
+/// What there is to know of a setting, whatever its type.
 #[derive(Debug)]
 pub struct Key {
     /// Its name, as in the file: `section.key`.
@@ -19,6 +169,15 @@ pub struct Key {
     pub(super) kind: Kind,
     pub(super) shown: Shown,
 }
+
+/// A setting whose values, or the elements of whose lists, are `T`.
+pub(super) struct Row<T> {
+    pub(super) key: Key,
+    pub(super) parse: Parse<T>,
+}
+
+/// From text to a value, or to what would be right: the end of a sentence that starts with "must be".
+pub(super) type Parse<T> = fn(&str) -> Result<T, String>;
 
 /// How a setting is written in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,211 +201,31 @@ pub(super) enum Shown {
     Masked,
 }
 
-/// All settings, in the order of their documentation.
-pub const KEYS: &[Key] = &[
-    Key {
-        name: "variance.webhook_url",
-        variables: &["VARIANCE_WEBHOOK_URL"],
-        default: None,
-        doc: "Where events go: the URL from Variance > Integrations > PostHog. Required.",
-        kind: Kind::Text,
-        shown: Shown::Url,
-    },
-    Key {
-        name: "variance.authorization",
-        variables: &["VARIANCE_AUTHORIZATION"],
-        default: None,
-        doc: "The whole value of the `Authorization` header that Variance asks for. Required, here or in a file.",
-        kind: Kind::Text,
-        shown: Shown::Masked,
-    },
-    Key {
-        name: "variance.authorization_file",
-        variables: &["VARIANCE_AUTHORIZATION_FILE"],
-        default: None,
-        doc: "A file with that value. It is read again when Variance answers 401 or 403.",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "variance.format",
-        variables: &["VARIANCE_FORMAT"],
-        default: Some("variance"),
-        doc: "The bodies that are posted: `variance` (calls) or `posthog` (events as they were received).",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "server.listen",
-        variables: &["CONNECTOR_LISTEN"],
-        default: Some("127.0.0.1:8080"),
-        doc: "The address and port to listen on.",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "server.token",
-        variables: &["CONNECTOR_TOKEN"],
-        default: None,
-        doc: "The token that senders must present, of at least 16 characters; several while it is changed.",
-        kind: Kind::List,
-        shown: Shown::Masked,
-    },
-    Key {
-        name: "server.token_file",
-        variables: &["CONNECTOR_TOKEN_FILE"],
-        default: None,
-        doc: "A file with that token, or with several, each on its line.",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "server.signing_secret",
-        variables: &["CONNECTOR_SIGNING_SECRET"],
-        default: None,
-        doc: "The Standard Webhooks secret (`whsec_…`) that senders sign with; several while it is changed.",
-        kind: Kind::List,
-        shown: Shown::Masked,
-    },
-    Key {
-        name: "server.signing_secret_file",
-        variables: &["CONNECTOR_SIGNING_SECRET_FILE"],
-        default: None,
-        doc: "A file with that secret, or with several, each on its line.",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "server.allow_anonymous",
-        variables: &["CONNECTOR_ALLOW_ANONYMOUS"],
-        default: Some("false"),
-        doc: "Whether to listen on an address that others reach with neither token nor signing secret.",
-        kind: Kind::Flag,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "server.webhook_deadline",
-        variables: &["CONNECTOR_WEBHOOK_DEADLINE"],
-        default: Some("2500ms"),
-        doc: "How long a request to `/webhook` may take. PostHog gives up after 3 s.",
-        kind: Kind::Duration,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "server.batch_deadline",
-        variables: &["CONNECTOR_BATCH_DEADLINE"],
-        default: Some("240s"),
-        doc: "How long a request to `/batch` may take. PostHog gives up after 300 s.",
-        kind: Kind::Duration,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "server.max_body",
-        variables: &["CONNECTOR_MAX_BODY"],
-        default: Some("64MiB"),
-        doc: "The largest body, before and after decompression.",
-        kind: Kind::Size,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "filter.calls",
-        variables: &["CONNECTOR_CALLS"],
-        default: Some("capture,page,identify,alias"),
-        doc: "The calls that are forwarded; `group` may be added.",
-        kind: Kind::List,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "filter.exclude",
-        variables: &["CONNECTOR_EXCLUDE"],
-        default: None,
-        doc: "Names of events that are not forwarded; `prefix*` for all that start so.",
-        kind: Kind::List,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "filter.person_traits",
-        variables: &["CONNECTOR_PERSON_TRAITS"],
-        default: Some("false"),
-        doc: "Whether the person's properties go along with every event. They are personal data.",
-        kind: Kind::Flag,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "filter.account_group",
-        variables: &["CONNECTOR_ACCOUNT_GROUP"],
-        default: None,
-        doc: "The PostHog group type that is an account at Variance.",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "delivery.concurrency",
-        variables: &["CONNECTOR_CONCURRENCY"],
-        default: Some("64"),
-        doc: "POSTs in flight to Variance.",
-        kind: Kind::Count,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "delivery.attempt_timeout",
-        variables: &["CONNECTOR_ATTEMPT_TIMEOUT"],
-        default: Some("10s"),
-        doc: "How long one of them may take; at most 3 s of it to connect.",
-        kind: Kind::Duration,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "delivery.retry_for",
-        variables: &["CONNECTOR_RETRY_FOR"],
-        default: Some("1h"),
-        doc: "How long an event that Variance does not take is held and tried again.",
-        kind: Kind::Duration,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "delivery.max_held",
-        variables: &["CONNECTOR_MAX_HELD"],
-        default: Some("64MiB"),
-        doc: "Memory for such events, bookkeeping included; at least 16 MiB.",
-        kind: Kind::Size,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "delivery.shutdown_grace",
-        variables: &["CONNECTOR_SHUTDOWN_GRACE"],
-        default: Some("8s"),
-        doc: "How long a stopping service may take to finish. Docker kills after 10 s unless told otherwise.",
-        kind: Kind::Duration,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "log.format",
-        variables: &["CONNECTOR_LOG_FORMAT"],
-        default: None,
-        doc: "`text` or `json`; without it `text` on a terminal and `json` elsewhere.",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-    Key {
-        name: "log.level",
-        variables: &["CONNECTOR_LOG_LEVEL", "RUST_LOG"],
-        default: Some("info"),
-        doc: "`error`, `warn`, `info`, `debug` or `trace` for this program, or directives such as `hyper=debug`.",
-        kind: Kind::Text,
-        shown: Shown::Plainly,
-    },
-];
+type Names = &'static [&'static str];
 
-impl Key {
-    /// The setting of that name.
-    ///
-    /// # Panics
-    /// If there is none: the name is a slip of the programmer.
-    pub(super) fn named(name: &str) -> &'static Self {
-        KEYS.iter().find(|key| key.name == name).expect("a name in the table")
+impl<T> Row<T> {
+    const fn new(name: &'static str, variables: Names, kind: Kind, parse: Parse<T>) -> Self {
+        let key = Key { name, variables, default: None, doc: "", kind, shown: Shown::Plainly };
+        Self { key, parse }
     }
 
+    const fn default(mut self, text: &'static str) -> Self {
+        self.key.default = Some(text);
+        self
+    }
+
+    const fn doc(mut self, doc: &'static str) -> Self {
+        self.key.doc = doc;
+        self
+    }
+
+    const fn shown(mut self, shown: Shown) -> Self {
+        self.key.shown = shown;
+        self
+    }
+}
+
+impl Key {
     /// The variable to set it with.
     pub fn variable(&self) -> &'static str {
         self.variables[0]
@@ -275,6 +254,22 @@ pub fn help() -> String {
         write!(text, "\n  {} ({name}){default}\n      {doc}", variables.join(", ")).expect("a string takes all");
     }
     text
+}
+
+/// The end of a message about an unknown name: the known one that is nearest, if one is near. A name that is right but
+/// for what stands before the separator is near.
+pub(super) fn did_you_mean(name: &str, separator: char, known: impl Iterator<Item = &'static str>) -> String {
+    const NEAR: f64 = 0.75;
+    let last = |name: &str| name.split_once(separator).map_or(name, |(_, last)| last).to_owned();
+    let nearness = |known: &str| match last(known) == last(name) {
+        true => 1.0,
+        false => strsim::normalized_damerau_levenshtein(known, name),
+    };
+    let nearest = known.map(|known| (nearness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((nearness, known)) if nearness >= NEAR => format!(": did you mean {known}?"),
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::{
-    Setting,
-    keys::{KEYS, Key, Shown},
-    sources::{Given, Origin, Sources, Value},
+    Error, Loaded, Setting,
+    given::{Given, Origin, Value},
+    keys::{KEYS, Key, Parse, Row, Shown},
+    sources::Sources,
     values,
 };
 use crate::secret;
@@ -14,29 +15,26 @@ use crate::secret;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reported;
 
-/// From text to a value, or to what would be right: the end of a sentence that starts with "must be".
-type Parse<T> = fn(&str) -> Result<T, String>;
-
 /// The sources, and what reading them has shown so far.
 pub(super) struct Reader {
     sources: Sources,
     settings: Vec<Setting>,
+    warnings: Vec<String>,
     problems: Vec<String>,
 }
 
 impl Reader {
     pub(super) fn new(sources: Sources) -> Self {
-        Self { sources, settings: Vec::new(), problems: Vec::new() }
+        Self { sources, settings: Vec::new(), warnings: Vec::new(), problems: Vec::new() }
     }
 
     /// A setting with a default.
-    pub(super) fn value<T>(&mut self, name: &str, parse: Parse<T>) -> Result<T, Reported> {
-        self.option(name, parse).map(|value| value.expect("a setting with a default is never without a value"))
+    pub(super) fn get<T>(&mut self, row: &'static Row<T>) -> Result<T, Reported> {
+        self.option(row).map(|value| value.expect("a setting with a default is never without a value"))
     }
 
     /// A setting without a default.
-    pub(super) fn option<T>(&mut self, name: &str, parse: Parse<T>) -> Result<Option<T>, Reported> {
-        let key = Key::named(name);
+    pub(super) fn option<T>(&mut self, Row { key, parse }: &'static Row<T>) -> Result<Option<T>, Reported> {
         let Some(Given { value, origin }) = self.find(key)? else { return Ok(None) };
         let text = value.into_text();
         let text = text.trim();
@@ -46,21 +44,18 @@ impl Reader {
     }
 
     /// A setting with any number of values.
-    pub(super) fn list<T>(&mut self, name: &str, parse: Parse<T>) -> Result<Vec<T>, Reported> {
-        let key = Key::named(name);
+    pub(super) fn list<T>(&mut self, Row { key, parse }: &'static Row<T>) -> Result<Vec<T>, Reported> {
         let given = self.find(key)?;
-        given.map_or(Ok(Vec::new()), |given| self.elements(key, given, parse))
+        given.map_or(Ok(Vec::new()), |given| self.elements(key, given, *parse))
     }
 
     /// A secret, and the file that it was read from.
     pub(super) fn secret<T>(
         &mut self,
-        name: &str,
-        file_name: &str,
-        parse: Parse<T>,
+        Row { key, parse }: &'static Row<T>,
+        file: &'static Row<PathBuf>,
     ) -> Result<Option<(T, Option<PathBuf>)>, Reported> {
-        let key = Key::named(name);
-        let Some(Given { value, origin }) = self.find_secret(key, Key::named(file_name))? else { return Ok(None) };
+        let Some(Given { value, origin }) = self.find_secret(key, file)? else { return Ok(None) };
         let text = value.into_text();
         let value = parse(&text).map_err(|right| self.wrong(key, &origin, &text, &right))?;
         self.note(key, Some(shown(key, &text)), origin.clone());
@@ -72,14 +67,27 @@ impl Reader {
     }
 
     /// Any number of secrets; in a file, each has a line.
-    pub(super) fn secrets<T>(&mut self, name: &str, file_name: &str, parse: Parse<T>) -> Result<Vec<T>, Reported> {
-        let key = Key::named(name);
-        let Some(mut given) = self.find_secret(key, Key::named(file_name))? else { return Ok(Vec::new()) };
+    pub(super) fn secrets<T>(
+        &mut self,
+        Row { key, parse }: &'static Row<T>,
+        file: &'static Row<PathBuf>,
+    ) -> Result<Vec<T>, Reported> {
+        let Some(mut given) = self.find_secret(key, file)? else { return Ok(Vec::new()) };
         if let (Value::One(text), Origin::SecretFile(_)) = (&given.value, &given.origin) {
             let lines = text.lines().filter(|line| !line.trim().is_empty());
             given.value = Value::Many(lines.map(str::to_owned).collect());
         }
-        self.elements(key, given, parse)
+        self.elements(key, given, *parse)
+    }
+
+    /// Notes what is possible, but most likely not meant.
+    pub(super) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    /// Warns of variables that look as if they were meant for this program.
+    pub(super) fn warn_of_unknown_variables(&mut self) {
+        self.warnings.extend(self.sources.unknown_variables());
     }
 
     /// Notes a problem, if it is not among them yet.
@@ -91,34 +99,32 @@ impl Reader {
     }
 
     /// A setting that was read and where its value came from, for a message.
-    pub(super) fn named(&self, name: &str) -> String {
-        let setting = self.settings.iter().find(|setting| setting.key.name == name).expect("it was read");
-        format!("{name} ({})", setting.origin)
+    pub(super) fn named(&self, key: &Key) -> String {
+        let setting = self.settings.iter().find(|setting| setting.key.name == key.name).expect("it was read");
+        format!("{} ({})", key.name, setting.origin)
     }
 
     /// The problem that a setting was not given, and where to have its value from.
-    pub(super) fn missing(&mut self, name: &str, from: &str) -> Reported {
-        let variable = Key::named(name).variable();
-        self.problem(format!("{name} (environment variable {variable}) is missing: {from}"))
+    pub(super) fn missing(&mut self, key: &Key, from: &str) -> Reported {
+        self.problem(format!("{} (environment variable {}) is missing: {from}", key.name, key.variable()))
     }
 
-    pub(super) fn into_problems(self) -> Vec<String> {
-        self.problems
+    /// The value that was read, with all that was noted meanwhile, or else all problems.
+    pub(super) fn finish<T>(self, value: Result<T, Reported>) -> Result<Loaded<T>, Error> {
+        let Self { mut settings, warnings, problems, sources: _ } = self;
+        settings.sort_by_key(|setting| KEYS.iter().position(|key| key.name == setting.key.name));
+        match value {
+            Ok(config) if problems.is_empty() => Ok(Loaded { config, settings, warnings }),
+            _ => Err(Error { problems }),
+        }
     }
 
-    pub(super) fn sources(&self) -> &Sources {
-        &self.sources
-    }
-
-    /// What was read, in the order of the table, and all problems: also those of the file that nothing has come upon,
-    /// because a flag or a variable comes before it.
-    pub(super) fn finish(mut self) -> (Vec<Setting>, Vec<String>) {
-        let of_the_file: Vec<_> = self.sources.problems_of_the_file().map(str::to_owned).collect();
-        for problem in of_the_file {
+    /// Notes what is wrong with the file, even where a flag or a variable comes before it.
+    pub(super) fn check_file(&mut self) {
+        let problems: Vec<_> = self.sources.problems_of_the_file().map(str::to_owned).collect();
+        for problem in problems {
             self.problem(problem);
         }
-        self.settings.sort_by_key(|setting| KEYS.iter().position(|key| key.name == setting.key.name));
-        (self.settings, self.problems)
     }
 
     /// What was said about a setting. If nothing was, that is noted.
@@ -131,24 +137,18 @@ impl Reader {
     }
 
     /// What was said about a secret, or what stands in the file that was said to hold it.
-    fn find_secret(&mut self, key: &'static Key, file_key: &'static Key) -> Result<Option<Given>, Reported> {
-        let (given, file) = (self.find(key), self.find(file_key));
-        match (given?, file?) {
-            (given, None) => Ok(given),
-            (Some(given), Some(file)) => Err(self.problem(format!(
-                "{} ({}) and {} ({}) are both given: leave one of them out",
-                key.name, given.origin, file_key.name, file.origin
-            ))),
-            (None, Some(Given { value, origin })) => {
-                let path = PathBuf::from(value.into_text().trim());
-                let text = secret::read(&path).map_err(|error| {
-                    let path = path.display();
-                    self.problem(format!("{} ({origin}): the file {path} cannot be used: {error}", file_key.name))
-                })?;
-                self.note(file_key, Some(path.display().to_string()), origin);
-                Ok(Some(Given { value: Value::One(text), origin: Origin::SecretFile(path) }))
-            }
+    fn find_secret(&mut self, key: &'static Key, file: &'static Row<PathBuf>) -> Result<Option<Given>, Reported> {
+        let (given, path) = (self.find(key), self.option(file));
+        let given = given?;
+        let Some(path) = path? else { return Ok(given) };
+        let name = self.named(&file.key);
+        if let Some(Given { origin, .. }) = given {
+            let key = key.name;
+            return Err(self.problem(format!("{key} ({origin}) and {name} are both given: leave one of them out")));
         }
+        let text = secret::read(&path)
+            .map_err(|error| self.problem(format!("{name}: the file {} cannot be used: {error}", path.display())))?;
+        Ok(Some(Given { value: Value::One(text), origin: Origin::SecretFile(path) }))
     }
 
     fn elements<T>(&mut self, key: &'static Key, given: Given, parse: Parse<T>) -> Result<Vec<T>, Reported> {
@@ -192,14 +192,5 @@ fn shown(key: &Key, text: &str) -> String {
         Shown::Plainly => text.to_owned(),
         Shown::Masked => values::masked(text),
         Shown::Url => values::url_without_secrets(text),
-    }
-}
-
-impl Value {
-    fn into_text(self) -> String {
-        match self {
-            Self::One(text) => text,
-            Self::Many(texts) => texts.join(","),
-        }
     }
 }

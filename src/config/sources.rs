@@ -3,13 +3,13 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fmt,
     path::{Path, PathBuf},
 };
 
 use super::{
     file::File,
-    keys::{FILE_VARIABLE, KEYS, Key},
+    given::{Given, Origin, Value},
+    keys::{FILE_VARIABLE, KEYS, Key, LISTEN, LOG_FORMAT, LOG_LEVEL, did_you_mean},
 };
 
 /// What the command line says; it comes before everything else.
@@ -23,35 +23,6 @@ pub struct Flags {
     pub log_level: Option<String>,
     /// `--log-format`: `log.format`.
     pub log_format: Option<String>,
-}
-
-/// Where a value came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A flag.
-    Flag(&'static str),
-    /// An environment variable.
-    Variable(&'static str),
-    /// A line of the configuration file.
-    Line(PathBuf, usize),
-    /// A file that a setting ending in `_file` names.
-    SecretFile(PathBuf),
-    /// Nothing was said.
-    Default,
-}
-
-/// A value as it was given.
-#[derive(Clone)]
-pub(super) struct Given {
-    pub(super) value: Value,
-    pub(super) origin: Origin,
-}
-
-/// One text, or the elements of an array.
-#[derive(Clone)]
-pub(super) enum Value {
-    One(String),
-    Many(Vec<String>),
 }
 
 /// All that was said.
@@ -117,10 +88,10 @@ impl Sources {
     pub(super) fn unknown_variables(&self) -> impl Iterator<Item = String> {
         let known = || KEYS.iter().flat_map(|key| key.variables).copied().chain([FILE_VARIABLE]);
         let names = self.variables.keys().filter_map(|name| name.to_str());
+        let is_ours = |name: &&str| name.starts_with("CONNECTOR_") || name.starts_with("VARIANCE_");
         names
-            .filter(move |name| {
-                (name.starts_with("CONNECTOR_") || name.starts_with("VARIANCE_")) && known().all(|known| known != *name)
-            })
+            .filter(is_ours)
+            .filter(move |name| known().all(|known| known != *name))
             .map(move |name| format!("unknown environment variable {name}{}", did_you_mean(name, '_', known())))
     }
 }
@@ -128,40 +99,12 @@ impl Sources {
 impl Flags {
     fn find(&self, key: &Key) -> Option<(&'static str, &str)> {
         let Self { config: _, listen, log_level, log_format } = self;
-        let (flag, value) = match key.name {
-            "server.listen" => ("--listen", listen),
-            "log.level" => ("--log-level", log_level),
-            "log.format" => ("--log-format", log_format),
-            _ => return None,
-        };
+        let flags = [
+            ("--listen", &LISTEN.key, listen),
+            ("--log-level", &LOG_LEVEL.key, log_level),
+            ("--log-format", &LOG_FORMAT.key, log_format),
+        ];
+        let (flag, _, value) = flags.into_iter().find(|(_, flagged, _)| flagged.name == key.name)?;
         Some((flag, value.as_deref()?))
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Flag(flag) => write!(f, "flag {flag}"),
-            Self::Variable(name) => write!(f, "environment variable {name}"),
-            Self::Line(path, line) => write!(f, "{} line {line}", path.display()),
-            Self::SecretFile(path) => write!(f, "file {}", path.display()),
-            Self::Default => f.write_str("default"),
-        }
-    }
-}
-
-/// The end of a message about an unknown name: the known one that is nearest, if one is near. A name that is right but
-/// for what stands before the separator is near.
-pub(super) fn did_you_mean(name: &str, separator: char, known: impl Iterator<Item = &'static str>) -> String {
-    const NEAR: f64 = 0.75;
-    let last = |name: &str| name.split_once(separator).map_or(name, |(_, last)| last).to_owned();
-    let nearness = |known: &str| match last(known) == last(name) {
-        true => 1.0,
-        false => strsim::normalized_damerau_levenshtein(known, name),
-    };
-    let nearest = known.map(|known| (nearness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest {
-        Some((nearness, known)) if nearness >= NEAR => format!(": did you mean {known}?"),
-        _ => String::new(),
     }
 }

@@ -1,15 +1,13 @@
 //! From text to the only valid value, or to what would be right: the end of a sentence that starts with "must be".
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 use http::{HeaderValue, Uri};
 use url::{Host, Position, Url};
 
 use crate::{
-    auth::{SigningSecret, Token},
     mapping::{Format, NamePattern},
-    telemetry,
     variance::Call,
 };
 
@@ -98,12 +96,14 @@ pub(super) fn authorization(text: &str) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-pub(super) fn token(text: &str) -> Result<Token, String> {
+/// What reads itself, and knows what would be right.
+pub(super) fn parsed<T: FromStr<Err = &'static str>>(text: &str) -> Result<T, String> {
     text.parse().map_err(str::to_owned)
 }
 
-pub(super) fn signing_secret(text: &str) -> Result<SigningSecret, String> {
-    text.parse().map_err(str::to_owned)
+/// A file's; whether it is there is seen when it is read.
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(text.into())
 }
 
 pub(super) fn format(text: &str) -> Result<Format, String> {
@@ -129,14 +129,6 @@ pub(super) fn text(text: &str) -> Result<String, String> {
         "" => Err("some text, or left out".to_owned()),
         _ => Ok(text.to_owned()),
     }
-}
-
-pub(super) fn log_format(text: &str) -> Result<telemetry::Format, String> {
-    text.parse().map_err(str::to_owned)
-}
-
-pub(super) fn log_level(text: &str) -> Result<telemetry::Directives, String> {
-    text.parse().map_err(str::to_owned)
 }
 
 /// A webhook URL's host, and of what follows it no more than of a credential: who knows a webhook's path may post to it.

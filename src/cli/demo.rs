@@ -22,16 +22,18 @@ use axum::{
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::pretty::indent;
 use crate::{
     auth::AuthSettings,
     destination::{Authorization, DestinationSettings},
-    mapping, outbox,
+    mapping::MappingSettings,
+    outbox,
     posthog::Body,
-    server, service,
+    server::{self, ServerSettings},
+    service::{Service, ServiceSettings},
 };
 
 /// The credential of the stand-in, and the token that a sender must present. Both are worth nothing elsewhere.
@@ -44,6 +46,10 @@ const WEBHOOK_DEADLINE: Duration = Duration::from_secs(1);
 /// The longest that the next probe takes to come, with much room.
 const HELD_ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
+/// The counts of a reply, in its order.
+const COUNTS: [&str; 6] = ["received", "delivered", "filtered", "refused", "invalid", "held"];
+type Counts = [u64; COUNTS.len()];
+
 /// One request of the sample traffic.
 #[derive(Deserialize)]
 struct Sample {
@@ -55,12 +61,6 @@ struct Sample {
     #[serde(default)]
     outage: bool,
     body: Box<RawValue>,
-}
-
-/// What the stand-in got.
-struct Call {
-    authorization: String,
-    body: Bytes,
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,24 +80,24 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let is_down = Arc::new(AtomicBool::new(false));
     let (calls, mut arrived) = mpsc::unbounded_channel();
     let variance = stand_in(calls, Arc::clone(&is_down)).await?;
-    let mapping = mapping::MappingSettings::default();
-    let service = Service::start(variance, mapping.clone()).await?;
+    let mapping = MappingSettings::default();
+    let settings = settings(variance, mapping.clone());
+    let listener = server::bind(settings.server.listen).context("a free port for the connector")?;
+    let address = listener.local_addr()?;
+    let shutdown = CancellationToken::new();
+    let service = Service::new(settings).context("a client for the stand-in")?;
+    let service = tokio::spawn(service.serve(listener, shutdown.clone()));
     let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "A stand-in for Variance listens on http://{variance}, the connector on http://{}.",
-        service.address
-    )?;
+    writeln!(out, "A stand-in for Variance listens on http://{variance}, the connector on http://{address}.")?;
 
     let client = reqwest::Client::builder().no_proxy().build().context("the sender's HTTP client")?;
-    let mut total = Total::default();
+    let (mut total, mut arrived_in_all) = (Counts::default(), 0);
     for sample in &samples {
         let text = sample.body.get();
         is_down.store(sample.outage, Ordering::Relaxed);
         writeln!(out, "\n● {} (POST {}, {} bytes)", sample.what, sample.path, text.len())?;
-        let request = client.post(format!("http://{}{}", service.address, sample.path));
-        let reply =
-            request.bearer_auth(TOKEN).body(text.to_owned()).send().await.context("the connector must reply")?;
+        let request = client.post(format!("http://{address}{}", sample.path)).bearer_auth(TOKEN);
+        let reply = request.body(text.to_owned()).send().await.context("the connector must reply")?;
         let status = reply.status();
         let reply: Value = serde_json::from_slice(&reply.bytes().await?).context("a reply must be JSON")?;
 
@@ -106,7 +106,10 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
             ids.push(show_call(&mut out, &call)?);
         }
         show_rest(&mut out, text, &mapping, &reply)?;
-        writeln!(out, "  ← {status}: {}", counts(&reply))?;
+        let counts = COUNTS.map(|name| reply[name].as_u64().unwrap_or_default());
+        let shown = COUNTS.iter().zip(counts).filter(|(_, count)| *count > 0);
+        let shown: Vec<_> = shown.map(|(name, count)| format!("{count} {name}")).collect();
+        writeln!(out, "  ← {status}: {}", shown.join(", "))?;
         if sample.outage {
             ensure!(ids.is_empty(), "{ids:?} arrived although Variance was down");
             writeln!(out, "  … Variance is back, and nobody sends anything again")?;
@@ -118,11 +121,11 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
         ensure!(ids == sample.arrives, "{:?} should have arrived, but {ids:?} did", sample.arrives);
         let expected = if sample.outage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         ensure!(status == expected, "the reply should have been {expected}");
-        total.add(&reply, ids.len())?;
+        total.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
+        arrived_in_all += ids.len() as u64;
     }
-    total.show(&mut out)?;
+    show_total(&mut out, total, arrived_in_all)?;
     if keep_running {
-        let address = service.address;
         writeln!(out, "\nStill running, until Ctrl-C. Try it yourself:\n  curl -i http://{address}/webhook \\")?;
         writeln!(
             out,
@@ -135,19 +138,24 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
             }
         }
     }
-    service.stop().await
+    shutdown.cancel();
+    let abandoned = service.await.context("the service must end well")?;
+    ensure!(abandoned == 0, "{abandoned} events were still held");
+    Ok(())
 }
 
-/// A server that takes everything, as Variance does, unless it is down. It ends with the runtime.
-async fn stand_in(calls: mpsc::UnboundedSender<Call>, is_down: Arc<AtomicBool>) -> anyhow::Result<SocketAddr> {
+/// A server that takes every call with the right credential, as Variance does, unless it is down. It ends with the
+/// runtime.
+async fn stand_in(calls: mpsc::UnboundedSender<Bytes>, is_down: Arc<AtomicBool>) -> anyhow::Result<SocketAddr> {
     let take = post(async move |headers: HeaderMap, body: Bytes| {
         if is_down.load(Ordering::Relaxed) {
             return StatusCode::BAD_GATEWAY;
         }
-        let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let call = Call { authorization: authorization.unwrap_or_default().to_owned(), body };
+        if headers.get(header::AUTHORIZATION).is_none_or(|value| value != AUTHORIZATION) {
+            return StatusCode::UNAUTHORIZED;
+        }
         // When nobody looks any more, there is nothing to tell.
-        drop(calls.send(call));
+        drop(calls.send(body));
         StatusCode::OK
     });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a free port for the stand-in")?;
@@ -157,62 +165,38 @@ async fn stand_in(calls: mpsc::UnboundedSender<Call>, is_down: Arc<AtomicBool>) 
     Ok(address)
 }
 
-/// The service, as `serve` runs it.
-struct Service {
-    address: SocketAddr,
-    shutdown: CancellationToken,
-    task: JoinHandle<usize>,
-}
-
-impl Service {
-    async fn start(variance: SocketAddr, mapping: mapping::MappingSettings) -> anyhow::Result<Self> {
-        let mut authorization = HeaderValue::from_static(AUTHORIZATION);
-        authorization.set_sensitive(true);
-        let destination = DestinationSettings {
+/// What `serve` would read from its configuration.
+fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
+    let mut authorization = HeaderValue::from_static(AUTHORIZATION);
+    authorization.set_sensitive(true);
+    ServiceSettings {
+        server: ServerSettings {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            webhook_deadline: WEBHOOK_DEADLINE,
+            shutdown_grace: Duration::from_secs(2),
+            ..ServerSettings::default()
+        },
+        auth: AuthSettings { tokens: vec![TOKEN.parse().expect("long enough")], signing_secrets: Vec::new() },
+        mapping,
+        destination: DestinationSettings {
             webhook_url: format!("http://{variance}/webhooks/posthog").parse().expect("an address makes a URL"),
             authorization: Authorization { value: authorization, file: None },
             attempt_timeout: Duration::from_secs(10),
             use_proxy: false,
-        };
-        let server = server::ServerSettings {
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            webhook_deadline: WEBHOOK_DEADLINE,
-            shutdown_grace: Duration::from_secs(2),
-            ..server::ServerSettings::default()
-        };
-        let tokens = vec![TOKEN.parse().expect("long enough")];
-        let settings = service::ServiceSettings {
-            server,
-            auth: AuthSettings { tokens, signing_secrets: Vec::new() },
-            mapping,
-            destination,
-            outbox: outbox::Settings::default(),
-        };
-        let listener = server::bind(settings.server.listen).context("a free port for the connector")?;
-        let address = listener.local_addr()?;
-        let shutdown = CancellationToken::new();
-        let service = service::Service::new(settings).context("a client for the stand-in")?;
-        Ok(Self { address, task: tokio::spawn(service.serve(listener, shutdown.clone())), shutdown })
-    }
-
-    async fn stop(self) -> anyhow::Result<()> {
-        self.shutdown.cancel();
-        let abandoned = self.task.await.context("the service must end well")?;
-        ensure!(abandoned == 0, "{abandoned} events were still held");
-        Ok(())
+        },
+        outbox: outbox::Settings::default(),
     }
 }
 
 /// Prints a call as it arrived, and returns its type and id.
-fn show_call(out: &mut impl Write, call: &Call) -> anyhow::Result<String> {
-    let body: Value = serde_json::from_slice(&call.body).context("what arrives must be JSON")?;
-    let text = |key: &str| body[key].as_str().unwrap_or("-").to_owned();
-    ensure!(call.authorization == AUTHORIZATION, "the call came without its credential");
-    let masked = format!("Bearer …{}", &call.authorization[call.authorization.len() - 2..]);
+fn show_call(out: &mut impl Write, call: &[u8]) -> anyhow::Result<String> {
+    let body: Value = serde_json::from_slice(call).context("what arrives must be JSON")?;
+    let text = |key: &str| body[key].as_str().unwrap_or("-");
+    let masked = format!("Bearer …{}", &AUTHORIZATION[AUTHORIZATION.len() - 2..]);
     let name = body["event"].as_str().map(|name| format!(" \"{name}\"")).unwrap_or_default();
     writeln!(out, "  → {}{name} arrived at Variance (Authorization: {masked})", text("type"))?;
     let mut lines = Vec::new();
-    indent(&call.body, &mut lines)?;
+    indent(call, &mut lines)?;
     for line in String::from_utf8_lossy(&lines).lines() {
         writeln!(out, "      {line}")?;
     }
@@ -221,12 +205,7 @@ fn show_call(out: &mut impl Write, call: &Call) -> anyhow::Result<String> {
 
 /// Prints why the other events of a body did not arrive: filtered by the very rule that the service goes by, or named as a
 /// problem in its reply.
-fn show_rest(
-    out: &mut impl Write,
-    text: &str,
-    mapping: &mapping::MappingSettings,
-    reply: &Value,
-) -> anyhow::Result<()> {
+fn show_rest(out: &mut impl Write, text: &str, mapping: &MappingSettings, reply: &Value) -> anyhow::Result<()> {
     let body = Body::parse(text, |element| element.event).context("the samples are bodies")?;
     for event in body.elements.into_iter().flatten() {
         if let Err(reason) = mapping.message(&event, SystemTime::now(), &mut Vec::new()) {
@@ -240,46 +219,16 @@ fn show_rest(
     Ok(())
 }
 
-/// The counts of a reply that are not zero, in the reply's order.
-fn counts(reply: &Value) -> String {
-    let count = |field| reply[field].as_u64().filter(|count| *count > 0).map(|count| format!("{count} {field}"));
-    let counts = ["received", "delivered", "filtered", "refused", "invalid", "held"].into_iter().filter_map(count);
-    counts.collect::<Vec<_>>().join(", ")
-}
-
-/// What the replies say in all, and what arrived.
-#[derive(Default)]
-struct Total {
-    received: u64,
-    delivered: u64,
-    filtered: u64,
-    invalid: u64,
-    held: u64,
-    arrived: u64,
-}
-
-impl Total {
-    fn add(&mut self, reply: &Value, arrived: usize) -> anyhow::Result<()> {
-        let count = |key: &str| reply[key].as_u64().with_context(|| format!("a reply must have {key}"));
-        self.received += count("received")?;
-        self.delivered += count("delivered")?;
-        self.filtered += count("filtered")?;
-        self.invalid += count("invalid")?;
-        self.held += count("held")?;
-        self.arrived += arrived as u64;
-        Ok(())
-    }
-
-    fn show(&self, out: &mut impl Write) -> anyhow::Result<()> {
-        let Self { received, delivered, filtered, invalid, held, arrived } = *self;
-        writeln!(
-            out,
-            "\n{received} events received = {delivered} delivered + {filtered} filtered + {invalid} invalid + {held} held, \
-             which was delivered without being sent again.\n{arrived} calls arrived at Variance, each once."
-        )?;
-        // The event that was held is among the delivered too: its re-send was told so.
-        ensure!(received == delivered + filtered + invalid + held, "the counts do not add up");
-        ensure!(arrived == delivered, "{arrived} calls arrived, but {delivered} were said to be delivered");
-        Ok(())
-    }
+/// Prints what the replies said in all, and what arrived. Fails if they do not add up.
+fn show_total(out: &mut impl Write, total: Counts, arrived: u64) -> anyhow::Result<()> {
+    let [received, delivered, filtered, _, invalid, held] = total;
+    writeln!(
+        out,
+        "\n{received} events received = {delivered} delivered + {filtered} filtered + {invalid} invalid + {held} held, \
+         which was delivered without being sent again.\n{arrived} calls arrived at Variance, each once."
+    )?;
+    // The event that was held is among the delivered too: its re-send was told so.
+    ensure!(received == delivered + filtered + invalid + held, "the counts do not add up");
+    ensure!(arrived == delivered, "{arrived} calls arrived, but {delivered} were said to be delivered");
+    Ok(())
 }

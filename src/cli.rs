@@ -8,6 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::config;
 
+mod ask;
 mod backfill;
 mod check;
 mod completions;
@@ -52,7 +53,7 @@ enum Command {
     #[command(after_long_help = config::help())]
     Backfill(backfill::Args),
     /// Ask the running service whether it is alive.
-    Healthcheck(healthcheck::Args),
+    Healthcheck(ask::Args),
     /// Print the completions for a shell.
     Completions(completions::Args),
 }

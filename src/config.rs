@@ -72,7 +72,7 @@ pub struct Forwarding {
     /// Where it goes.
     pub destination: DestinationSettings,
     /// How it is delivered.
-    pub outbox: outbox::Settings,
+    pub outbox: outbox::OutboxSettings,
     /// How long stopping may take.
     pub shutdown_grace: Duration,
 }
@@ -301,11 +301,11 @@ fn mapping(reader: &mut Reader) -> Result<MappingSettings, Reported> {
     })
 }
 
-fn outbox(reader: &mut Reader) -> Result<outbox::Settings, Reported> {
+fn outbox(reader: &mut Reader) -> Result<outbox::OutboxSettings, Reported> {
     let concurrency = reader.get(&CONCURRENCY);
     let retry_for = reader.get(&RETRY_FOR);
     let max_held = reader.get(&MAX_HELD);
-    Ok(outbox::Settings {
+    Ok(outbox::OutboxSettings {
         concurrency: concurrency?,
         retry_for: retry_for?,
         max_held: max_held?,

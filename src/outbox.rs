@@ -72,7 +72,7 @@ mod ticket;
 
 /// How much is in flight, and how much and how long is held.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct OutboxSettings {
     /// POSTs in flight to Variance.
     pub concurrency: usize,
     /// How long an undelivered event is held.
@@ -83,7 +83,7 @@ pub struct Settings {
     pub pacing: Pacing,
 }
 
-impl Default for Settings {
+impl Default for OutboxSettings {
     fn default() -> Self {
         Self { concurrency: 64, retry_for: Duration::from_secs(60 * 60), max_held: 64 << 20, pacing: Pacing::default() }
     }
@@ -168,7 +168,7 @@ struct Shared {
 
 impl Outbox {
     /// Starts the workers and the pacer. They end with [`Outbox::close`].
-    pub fn start(settings: Settings, destination: Destination, metrics: Metrics) -> Self {
+    pub fn start(settings: OutboxSettings, destination: Destination, metrics: Metrics) -> Self {
         let concurrency = settings.concurrency;
         let outbox = Self(Arc::new(Shared {
             max_held: settings.max_held,

@@ -24,7 +24,7 @@ pub struct ServiceSettings {
     /// Where it goes.
     pub destination: DestinationSettings,
     /// How it is delivered.
-    pub outbox: outbox::Settings,
+    pub outbox: outbox::OutboxSettings,
 }
 
 /// A service that is ready to serve: its outbox is at work already.

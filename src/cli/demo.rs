@@ -184,7 +184,7 @@ fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
             attempt_timeout: Duration::from_secs(10),
             use_proxy: false,
         },
-        outbox: outbox::Settings::default(),
+        outbox: outbox::OutboxSettings::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    Outcome, Refusal, Settings,
+    OutboxSettings, Outcome, Refusal,
     health::Health,
     memory::{Identity, Known, Memory},
     ticket::{Progress, Turn, Waiter},
@@ -29,7 +29,7 @@ const ENTRY_COST: usize = 640;
 
 #[derive(Debug)]
 pub(super) struct State {
-    settings: Settings,
+    settings: OutboxSettings,
     entries: Slab<Entry>,
     memory: Memory,
     /// Entries that can be attempted as soon as a worker is free.
@@ -94,7 +94,7 @@ pub(super) struct Ended {
 }
 
 impl State {
-    pub(super) fn new(settings: Settings, now: Instant, rng: Rng) -> Self {
+    pub(super) fn new(settings: OutboxSettings, now: Instant, rng: Rng) -> Self {
         Self {
             breaker: Breaker::new(settings.pacing.open_for),
             settings,

@@ -112,7 +112,7 @@ mod tests {
 
     use http::HeaderValue;
 
-    use super::super::{HandOver, Settings};
+    use super::super::{HandOver, OutboxSettings};
     use super::*;
     use crate::{
         destination::{Authorization, Destination, DestinationSettings},
@@ -131,7 +131,7 @@ mod tests {
             attempt_timeout: Duration::from_secs(1),
             use_proxy: false,
         };
-        let outbox = Outbox::start(Settings::default(), Destination::new(nowhere, 1).unwrap(), Metrics::new());
+        let outbox = Outbox::start(OutboxSettings::default(), Destination::new(nowhere, 1).unwrap(), Metrics::new());
         let message = Message::write(Call::Capture, "a", &mut Vec::new(), |out| out.extend_from_slice(b"{}"));
         let held_and_waiters = || {
             let state = outbox.0.state();

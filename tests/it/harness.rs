@@ -72,7 +72,7 @@ impl Service {
                 attempt_timeout: Duration::from_secs(10),
                 use_proxy: false,
             },
-            outbox: outbox::Settings {
+            outbox: outbox::OutboxSettings {
                 concurrency: 64,
                 retry_for: Duration::from_secs(3600),
                 max_held: 64 << 20,

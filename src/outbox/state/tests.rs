@@ -86,7 +86,7 @@ impl World {
         let now = Instant::now();
         let pacing =
             Pacing { backoff: Backoff::new(BACKOFF.0, BACKOFF.1), open_for: Backoff::new(SECOND, 60 * SECOND) };
-        let settings = Settings { concurrency: 4, retry_for: RETRY_FOR, max_held: MAX_HELD, pacing };
+        let settings = OutboxSettings { concurrency: 4, retry_for: RETRY_FOR, max_held: MAX_HELD, pacing };
         let mut world = Self {
             state: State::new(settings, now, Rng::with_seed(seed)),
             key: IdentityKey::random(),

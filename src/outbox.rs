@@ -10,8 +10,8 @@
 //!   but keeps the event in memory and goes on trying for `delivery.retry_for` (an hour). A re-send of the same event
 //!   joins the attempt under way instead of starting a second one.
 //! * **Effectively once, for as long as the process lives.** A final outcome (accepted or refused) is remembered for an
-//!   hour, for up to 200,000 events (8 MiB); a re-send is answered from memory without a second POST. Two events are
-//!   the same when their `uuid`, name and `distinct_id` are.
+//!   hour, unless 100,000 others come within it (at most 200,000 are kept, in 8 MiB); a re-send is answered from memory
+//!   without a second POST. Two events are the same when their `uuid`, name and `distinct_id` are.
 //! * **No hostage.** An event that Variance always fails on delays nobody else. When its hour is over it is *refused*
 //!   if others were accepted meanwhile, and *abandoned* if none was.
 //! * **Bounded.** Memory, sockets, time and the volume of the log have limits that hold under hostile load. Memory is
@@ -32,11 +32,12 @@
 //! An event that was handed over leaves in one of three ways: Variance has it, Variance will not have it, or its time is
 //! over. Nobody who waits for it can change that: a request that ends early only stops waiting.
 //!
-//! It is not a task or a timer for each event, but `concurrency` workers, which take what is ready, and one pacer, which
-//! sleeps until something is due.
+//! The state knows all rules and has no clock: one call changes it, the attempts that it allows then are started, and
+//! the time of the next call is read. There is one timer for all events, and a task for each of the `concurrency` attempts
+//! at most that are under way, none for an event that waits.
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -44,18 +45,17 @@ use std::{
 use fastrand::Rng;
 use http::StatusCode;
 use tokio::{
-    sync::{Notify, futures::Notified},
-    time::{Instant, sleep_until},
+    sync::{Notify, SetOnce, futures::Notified},
+    time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::{health::Health, memory::Identity, ticket::Ticket};
+pub use self::{health::Health, memory::Identity};
 use self::{
     health::News,
-    losses::Losses,
+    loss_log::LossLog,
     memory::IdentityKey,
-    state::{Admission, Ended, State},
-    ticket::{Progress, Turn},
+    state::{Admission, Ended, Job, State},
 };
 use crate::{
     backoff::Backoff,
@@ -65,10 +65,9 @@ use crate::{
 };
 
 mod health;
-mod losses;
+mod loss_log;
 mod memory;
 mod state;
-mod ticket;
 
 /// How much is in flight, and how much and how long is held.
 #[derive(Clone, Debug)]
@@ -135,8 +134,8 @@ pub enum Refusal {
 /// What became of an event that was handed over.
 #[derive(Debug)]
 pub enum HandOver {
-    /// It is under way, and the ticket waits for it.
-    UnderWay,
+    /// It is under way.
+    UnderWay(Pending),
     /// It has ended before: this is a re-send.
     Ended(Outcome),
     /// There is no room for it now.
@@ -145,59 +144,64 @@ pub enum HandOver {
     TooLarge,
 }
 
+/// An event that is under way. Dropping this stops the waiting, not the delivery.
+#[derive(Clone, Debug)]
+pub struct Pending(Arc<SetOnce<Outcome>>);
+
+impl Pending {
+    /// Waits for the event to end.
+    pub async fn wait(&self) -> Outcome {
+        *self.0.wait().await
+    }
+
+    /// How the event ended, if it has.
+    pub fn get(&self) -> Option<Outcome> {
+        self.0.get().copied()
+    }
+}
+
 /// A handle to the outbox.
 #[derive(Clone)]
 pub struct Outbox(Arc<Shared>);
 
 struct Shared {
-    state: Mutex<State>,
-    losses: Mutex<Losses>,
+    driven: Mutex<Driven>,
+    loss_log: Mutex<LossLog>,
     identity_key: IdentityKey,
     max_held: usize,
     destination: Destination,
     metrics: Metrics,
-    /// There may be something for a worker to do.
-    work: Notify,
+    /// The timer is set too late.
+    timer: Notify,
     /// There may be room again.
     room: Notify,
-    /// Something is due earlier than the pacer thinks.
-    pacer: Notify,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
+struct Driven {
+    state: State,
+    /// When the timer wakes by itself.
+    timer: Option<Instant>,
+}
+
 impl Outbox {
-    /// Starts the workers and the pacer. They end with [`Outbox::close`].
+    /// Starts attempting what is handed over. That ends with [`Outbox::close`].
     pub fn start(settings: OutboxSettings, destination: Destination, metrics: Metrics) -> Self {
-        let concurrency = settings.concurrency;
-        let outbox = Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             max_held: settings.max_held,
-            state: Mutex::new(State::new(settings, Instant::now(), Rng::new())),
-            losses: Mutex::default(),
+            driven: Mutex::new(Driven { state: State::new(settings, Instant::now(), Rng::new()), timer: None }),
+            loss_log: Mutex::default(),
             identity_key: IdentityKey::random(),
             destination,
             metrics,
-            work: Notify::new(),
+            timer: Notify::new(),
             room: Notify::new(),
-            pacer: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-        }));
-        for _ in 0..concurrency {
-            outbox.spawn(|shared| async move { shared.work().await });
-        }
-        outbox.spawn(|shared| async move { shared.pace().await });
-        outbox
-    }
-
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(Arc<Shared>) -> F) {
-        let (stop, task) = (self.0.stop.clone(), task(Arc::clone(&self.0)));
-        self.0.tasks.spawn(async move { stop.run_until_cancelled(task).await });
-    }
-
-    /// A ticket for one request.
-    pub fn ticket(&self) -> Ticket {
-        Ticket::new(self.clone())
+        });
+        shared.spawn(Arc::clone(&shared).keep_time());
+        Self(shared)
     }
 
     /// The identity of what has this key: its uuid, its name and its `distinct_id`.
@@ -205,31 +209,16 @@ impl Outbox {
         self.0.identity_key.identity(key.each_ref().map(AsRef::as_ref))
     }
 
-    /// Takes an event in, or joins the one of the same identity, and puts it on `ticket` under `index`.
-    pub fn hand_over(&self, ticket: &mut Ticket, index: u32, identity: Identity, message: &Message) -> HandOver {
+    /// Takes an event in, or joins the one of the same identity.
+    pub fn hand_over(&self, identity: Identity, message: &Message) -> HandOver {
         if state::cost(message) > self.0.max_held {
             return HandOver::TooLarge;
         }
-        if ticket.is_mostly_ended() {
-            self.0.state().forget_ended(ticket.attached());
-        }
-        let waiter = ticket.waiter(index);
-        let now = Instant::now();
-        let (admission, is_due_earlier) = {
-            let mut state = self.0.state();
-            (state.hand_over(identity, message, waiter, now), state.is_due_earlier())
-        };
-        match admission {
-            Admission::New(turn) => {
-                ticket.attach(turn);
-                self.0.work.notify_one();
-                self.0.wake_pacer_if(is_due_earlier);
-                HandOver::UnderWay
-            }
-            Admission::Joined(turn) => {
+        match self.0.change(|state, now| state.hand_over(identity, message, now)) {
+            Admission::New(outcome) => HandOver::UnderWay(Pending(outcome)),
+            Admission::Joined(outcome) => {
                 self.0.metrics.joined();
-                ticket.attach(turn);
-                HandOver::UnderWay
+                HandOver::UnderWay(Pending(outcome))
             }
             Admission::Final(outcome) => {
                 self.0.metrics.joined();
@@ -239,24 +228,24 @@ impl Outbox {
         }
     }
 
-    /// A notice that there may be room for more.
+    /// A notice that there may be room for more, from the moment of this call on.
     pub fn room(&self) -> Notified<'_> {
         self.0.room.notified()
     }
 
     /// Whether an event that comes now would only be held, and for how long at least.
     pub fn paused(&self) -> Option<Duration> {
-        self.0.state().paused(Instant::now())
+        self.0.driven().state.paused(Instant::now())
     }
 
     /// What is known of Variance.
     pub fn health(&self) -> Health {
-        self.0.state().health.clone()
+        self.0.driven().state.health.clone()
     }
 
     /// The moment's figures.
     pub fn snapshot(&self) -> metrics::Snapshot {
-        let state = self.0.state();
+        let state = &self.0.driven().state;
         let (held_events, held_bytes) = state.held();
         metrics::Snapshot {
             held_events,
@@ -271,9 +260,8 @@ impl Outbox {
     /// Waits until nothing is held.
     pub async fn emptied(&self) {
         loop {
-            let mut room = std::pin::pin!(self.0.room.notified());
-            room.as_mut().enable();
-            if self.0.state().held().0 == 0 {
+            let room = self.room();
+            if self.0.driven().state.held().0 == 0 {
                 return;
             }
             room.await;
@@ -285,15 +273,11 @@ impl Outbox {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        let abandoned = self.0.state().abandon_all(Instant::now());
+        let abandoned = self.0.driven().state.abandon_all(Instant::now());
         let count = abandoned.len();
         abandoned.into_iter().for_each(|ended| self.0.announce(ended));
-        self.0.losses().flush();
+        self.0.loss_log().flush();
         count
-    }
-
-    pub(self) fn detach(&self, attached: &[Turn], progress: &Arc<Progress>) {
-        self.0.state().detach(attached, progress);
     }
 }
 
@@ -304,88 +288,70 @@ impl fmt::Debug for Outbox {
 }
 
 impl Shared {
-    /// A worker: attempts what is ready, one after the other.
-    async fn work(&self) {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { stop.run_until_cancelled(task).await });
+    }
+
+    /// Changes the state, starts the attempts that it allows after that, and sets the timer earlier if need be.
+    fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, Instant) -> T) -> T {
+        let now = Instant::now();
+        let Driven { state, timer } = &mut *self.driven();
+        let outcome = change(state, now);
+        while let Some(job) = state.next_job(now) {
+            self.spawn(Arc::clone(self).attempt(job));
+        }
+        if let Some(due) = state.due(now).filter(|due| timer.is_none_or(|timer| *due < timer)) {
+            *timer = Some(due);
+            self.timer.notify_one();
+        }
+        outcome
+    }
+
+    /// Does what only time brings: ends what was held for too long, and starts attempts whose backoff or pause is over.
+    async fn keep_time(self: Arc<Self>) {
         loop {
-            let job = self.next_job().await;
+            self.change(|state, now| state.expire(now)).into_iter().for_each(|ended| self.announce(ended));
+            let now = Instant::now();
+            let losses_due = self.loss_log().flush_if_due(now);
+            let due = {
+                let Driven { state, timer } = &mut *self.driven();
+                *timer = state.due(now).into_iter().chain(losses_due).min();
+                *timer
+            };
+            match due {
+                Some(due) => drop(timeout_at(due, self.timer.notified()).await),
+                None => self.timer.notified().await,
+            }
+        }
+    }
+
+    /// Makes an attempt, and then others for as long as there is one to make.
+    async fn attempt(self: Arc<Self>, mut job: Job) {
+        loop {
             let start = Instant::now();
             let (result, reply) = self.destination.post(job.message.body()).await;
-            let now = Instant::now();
-            self.metrics.attempted(result.into(), now - start);
-            let (ended, is_due_earlier, news) = {
-                let mut state = self.state();
-                (state.finish(&job, result, now), state.is_due_earlier(), mem::take(&mut state.health.news))
-            };
+            self.metrics.attempted(result.into(), start.elapsed());
+            let (ended, news) = self.change(|state, now| state.finish(&job, result, now));
             news.into_iter().for_each(|news| self.log(news));
             if let Some(ended) = ended {
                 self.announce(ended);
             }
-            self.wake_pacer_if(is_due_earlier);
             reply.discard().await;
-        }
-    }
-
-    async fn next_job(&self) -> state::Job {
-        loop {
-            let mut work = std::pin::pin!(self.work.notified());
-            if let Some(job) = self.try_next_job() {
-                return job;
+            let next = self.change(|state, now| {
+                state.free_slot();
+                state.next_job(now)
+            });
+            match next {
+                Some(next) => job = next,
+                None => return,
             }
-            // From here on no notice is missed; before, one may have been.
-            work.as_mut().enable();
-            if let Some(job) = self.try_next_job() {
-                return job;
-            }
-            work.await;
-        }
-    }
-
-    fn try_next_job(&self) -> Option<state::Job> {
-        let now = Instant::now();
-        let (job, more) = {
-            let mut state = self.state();
-            (state.next_job(now)?, state.has_job(now))
-        };
-        if more {
-            self.work.notify_one();
-        }
-        Some(job)
-    }
-
-    /// The pacer: sleeps until something is due.
-    async fn pace(&self) {
-        loop {
-            let mut earlier = std::pin::pin!(self.pacer.notified());
-            earlier.as_mut().enable();
-            let now = Instant::now();
-            let losses_due = self.losses().flush_if_due(now);
-            let (ended, has_job, due) = {
-                let mut state = self.state();
-                (state.tick(now), state.has_job(now), state.sleep_until(now, losses_due))
-            };
-            ended.into_iter().for_each(|ended| self.announce(ended));
-            if has_job {
-                self.work.notify_one();
-            }
-            match due {
-                Some(due) => tokio::select! {
-                    () = sleep_until(due) => {}
-                    () = earlier => {}
-                },
-                None => earlier.await,
-            }
-        }
-    }
-
-    fn wake_pacer_if(&self, is_due_earlier: bool) {
-        if is_due_earlier {
-            self.pacer.notify_one();
         }
     }
 
     /// Tells everybody concerned how an event has ended.
     fn announce(&self, ended: Ended) {
-        let Ended { message, outcome, waiters } = ended;
+        let (message, outcome) = (&ended.message, ended.outcome);
         let counted = match outcome {
             Outcome::Delivered => OutcomeLabel::Delivered,
             Outcome::Refused(_) => OutcomeLabel::Refused,
@@ -397,17 +363,16 @@ impl Shared {
                 Outcome::Abandoned if self.stop.is_cancelled() => &"the connector stopped before Variance had it",
                 Outcome::Delivered | Outcome::Refused(_) | Outcome::Abandoned => &outcome,
             };
-            let is_first = self.losses().note(message.id(), reason, Instant::now());
-            self.wake_pacer_if(is_first);
+            if self.loss_log().note(message.id(), reason, Instant::now()) {
+                self.timer.notify_one();
+            }
         }
-        for waiter in waiters {
-            waiter.tell(outcome);
-        }
+        ended.tell();
         self.room.notify_waiters();
     }
 
     fn log(&self, news: News) {
-        let (held, bytes) = self.state().held();
+        let (held, bytes) = self.driven().state.held();
         match news {
             News::Paused(reason) => {
                 self.metrics.breaker_opened();
@@ -423,11 +388,53 @@ impl Shared {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic while it is held")
+    fn driven(&self) -> MutexGuard<'_, Driven> {
+        self.driven.lock().expect("no panic while it is locked")
     }
 
-    fn losses(&self) -> MutexGuard<'_, Losses> {
-        self.losses.lock().expect("no panic while it is held")
+    fn loss_log(&self) -> MutexGuard<'_, LossLog> {
+        self.loss_log.lock().expect("no panic while it is locked")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::{
+        destination::{Authorization, DestinationSettings},
+        variance::Call,
+    };
+
+    #[tokio::test]
+    async fn a_request_that_ends_leaves_nothing_at_the_events_that_it_waited_for() {
+        // Another test may have been faster.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        // Nothing is posted: no attempt has its turn.
+        let nowhere = DestinationSettings {
+            webhook_url: "http://127.0.0.1:1/".parse().unwrap(),
+            authorization: Authorization { value: HeaderValue::from_static("credential"), file: None },
+            attempt_timeout: Duration::from_secs(1),
+            use_proxy: false,
+        };
+        let outbox = Outbox::start(OutboxSettings::default(), Destination::new(nowhere, 1).unwrap(), Metrics::new());
+        let message = Message::write(Call::Capture, "a", &mut Vec::new(), |out| out.extend_from_slice(b"{}"));
+        let held_and_waiters = || {
+            let state = &outbox.0.driven().state;
+            (state.held().0, state.waiters())
+        };
+        for _ in 0..3 {
+            // A request may hold the same event many times.
+            let pending: Vec<_> = (0..10)
+                .map(|_| match outbox.hand_over(outbox.identity(&["a", "e", "d"]), &message) {
+                    HandOver::UnderWay(pending) => pending,
+                    handed => panic!("{handed:?}"),
+                })
+                .collect();
+            assert_eq!(held_and_waiters(), (1, 10));
+            drop(pending);
+            assert_eq!(held_and_waiters(), (1, 0));
+        }
     }
 }

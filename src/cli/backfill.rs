@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use futures_util::stream::FuturesUnordered;
 use indicatif::HumanCount;
 use slab::Slab;
 use tokio::sync::{Semaphore, mpsc};
@@ -129,7 +130,7 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
     let reading = thread::spawn(move || reader.read(&sources, &position, &runtime));
     let sender = Sender {
         outbox: &outbox,
-        ticket: outbox.ticket(),
+        outcomes: FuturesUnordered::new(),
         queue,
         under_way: Slab::new(),
         window: WINDOW.max(2 * concurrency),

@@ -21,8 +21,6 @@ pub struct Health {
     pub reason: Option<Fault>,
     last_success: Option<Instant>,
     refused_in_a_row: u32,
-    /// What there is to log.
-    pub(super) news: Vec<News>,
 }
 
 /// A change that operators want to know.
@@ -44,7 +42,6 @@ impl Default for Health {
             reason: None,
             last_success: None,
             refused_in_a_row: 0,
-            news: Vec::new(),
         }
     }
 }
@@ -55,33 +52,35 @@ impl Health {
         self.last_success.and_then(|last| SystemTime::now().checked_sub(last.elapsed()))
     }
 
-    pub(super) fn answered(&mut self, outcome: Outcome, now: Instant) {
+    /// Notes an answer, and returns what there is to log of it.
+    pub(super) fn answered(&mut self, outcome: Outcome, now: Instant) -> Vec<News> {
+        let mut news = Vec::new();
         if self.state != StateLabel::Up {
             if self.state == StateLabel::Paused {
-                self.news.push(News::Resumed(self.since));
+                news.push(News::Resumed(self.since));
             }
             self.enter(StateLabel::Up, None);
         }
         if let Outcome::Refused(refusal) = outcome {
             self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
             if self.refused_in_a_row == REFUSALS_IN_A_ROW {
-                self.news.push(News::RefusesAll(refusal, REFUSALS_IN_A_ROW));
+                news.push(News::RefusesAll(refusal, REFUSALS_IN_A_ROW));
             }
         } else {
             self.last_success = Some(now);
             self.refused_in_a_row = 0;
         }
+        news
     }
 
-    pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, was_closed: bool) {
+    /// Notes a fault, and returns what there is to log of it.
+    pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, was_closed: bool) -> Vec<News> {
         let state = if is_paused { StateLabel::Paused } else { StateLabel::Failing };
-        if is_paused && was_closed {
-            self.news.push(News::Paused(fault));
-        }
         if state != self.state {
             self.enter(state, Some(fault));
         }
         self.reason = Some(fault);
+        if is_paused && was_closed { vec![News::Paused(fault)] } else { Vec::new() }
     }
 
     fn enter(&mut self, state: StateLabel, reason: Option<Fault>) {
@@ -99,14 +98,9 @@ mod tests {
     fn the_refusal_that_ends_a_pause_can_be_the_one_too_many() {
         let (mut health, now) = (Health::default(), Instant::now());
         let refused = Outcome::Refused(Refusal::Status(StatusCode::CONFLICT));
-        (1..REFUSALS_IN_A_ROW).for_each(|_| health.answered(refused, now));
-        assert!(health.news.is_empty(), "{:?}", health.news);
-        health.failed(Fault::Timeout, true, true);
-        health.answered(refused, now);
-        assert!(
-            matches!(*health.news, [News::Paused(_), News::Resumed(_), News::RefusesAll(_, REFUSALS_IN_A_ROW)]),
-            "{:?}",
-            health.news
-        );
+        (1..REFUSALS_IN_A_ROW).for_each(|_| assert!(health.answered(refused, now).is_empty()));
+        assert!(matches!(*health.failed(Fault::Timeout, true, true), [News::Paused(Fault::Timeout)]));
+        let news = health.answered(refused, now);
+        assert!(matches!(*news, [News::Resumed(_), News::RefusesAll(_, REFUSALS_IN_A_ROW)]), "{news:?}");
     }
 }

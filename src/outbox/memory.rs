@@ -1,30 +1,34 @@
 //! Which events are known: those under way, and for a while those that have ended.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
+    mem,
     time::Duration,
 };
 
-use hashbrown::HashTable;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use tokio::time::Instant;
 
-use super::{Outcome, Refusal};
+use super::Outcome;
 
-/// How many final outcomes are remembered, and for how long.
-const REMEMBERED: (usize, Duration) = (200_000, Duration::from_secs(60 * 60));
+/// How many final outcomes a generation remembers, and for how long it takes them. Two generations are kept, so an
+/// outcome is remembered for at least this long, unless as many others end meanwhile.
+const GENERATION: (usize, Duration) = (100_000, Duration::from_secs(60 * 60));
+
+/// An event's number in the order of arrival. No other event ever has it.
+pub(super) type Number = u64;
 
 /// What makes two events the same: uuid, name and `distinct_id`, as a keyed hash of 128 bits.
 ///
 /// That is PostHog's own rule, less the day. The key is this process's own, so that nobody can make two events collide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity(u64, u64);
 
-impl Identity {
-    /// It is a hash already.
-    fn hash(&self) -> u64 {
-        self.0
+impl std::hash::Hash for Identity {
+    /// Half of it will do, because it is a hash already.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0);
     }
 }
 
@@ -55,8 +59,8 @@ impl IdentityKey {
 /// What is known of an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// It is the entry with this key.
-    UnderWay(u32),
+    /// It is under way, and has this number.
+    UnderWay(Number),
     /// It has ended so.
     Final(Outcome),
 }
@@ -67,103 +71,60 @@ pub(super) enum Known {
 /// used takes no memory. What those under way take is part of the cost of an entry.
 #[derive(Debug)]
 pub(super) struct Memory {
-    under_way: HashMap<Identity, u32, BuildHasherDefault<IdentityHasher>>,
-    /// Final outcomes in the order of their end.
-    ended: VecDeque<Ended>,
-    /// The places of `ended`, found by identity. They are counted from the first outcome that ever was.
-    places: HashTable<u32>,
-    /// How many have left `ended`; both counts go round in the end.
-    forgotten: u32,
-    start: Instant,
+    under_way: Table<Number>,
+    /// What has ended since `since`.
+    recent: Table<Outcome>,
+    /// What ended in the generation before.
+    former: Table<Outcome>,
+    since: Instant,
 }
 
-#[derive(Debug)]
-struct Ended {
-    identity: Identity,
-    /// Seconds since the start.
-    at: u32,
-    /// 0 is delivered, 1 refused by failing always, else refused with that status.
-    code: u16,
-}
+type Table<V> = HashMap<Identity, V, BuildHasherDefault<IdentityHasher>>;
 
 impl Memory {
-    pub(super) fn new(start: Instant) -> Self {
-        Self {
-            under_way: HashMap::default(),
-            ended: VecDeque::with_capacity(REMEMBERED.0),
-            // Twice what is needed: a table that is over half full grows instead of clearing away what was removed.
-            places: HashTable::with_capacity(2 * REMEMBERED.0),
-            forgotten: 0,
-            start,
-        }
+    pub(super) fn new(now: Instant) -> Self {
+        let generation = || Table::with_capacity_and_hasher(GENERATION.0, BuildHasherDefault::default());
+        Self { under_way: Table::default(), recent: generation(), former: generation(), since: now }
     }
 
     pub(super) fn look_up(&mut self, identity: &Identity, now: Instant) -> Option<Known> {
-        if let Some(entry) = self.under_way.get(identity) {
-            return Some(Known::UnderWay(*entry));
+        if let Some(number) = self.under_way.get(identity) {
+            return Some(Known::UnderWay(*number));
         }
-        self.forget(now);
-        let (ended, forgotten) = (&self.ended, self.forgotten);
-        let outcome = |place: u32| &ended[place.wrapping_sub(forgotten) as usize];
-        let place = self.places.find(identity.hash(), |place| outcome(*place).identity == *identity)?;
-        Some(Known::Final(outcome_of(outcome(*place).code)))
+        self.turn_over(now);
+        let outcome = self.recent.get(identity).or_else(|| self.former.get(identity))?;
+        Some(Known::Final(*outcome))
     }
 
-    pub(super) fn begin(&mut self, identity: Identity, entry: u32) {
-        self.under_way.insert(identity, entry);
+    pub(super) fn begin(&mut self, identity: Identity, number: Number) {
+        self.under_way.insert(identity, number);
     }
 
     /// Remembers how an event ended, if that is final.
     pub(super) fn end(&mut self, identity: Identity, outcome: Outcome, now: Instant) {
         self.under_way.remove(&identity);
-        let code = match outcome {
-            Outcome::Delivered => 0,
-            Outcome::Refused(Refusal::KeptFailing) => 1,
-            Outcome::Refused(Refusal::Status(status)) => status.as_u16(),
-            Outcome::Abandoned => return,
-        };
-        if self.ended.len() == REMEMBERED.0 {
-            self.forget_first();
+        if outcome != Outcome::Abandoned {
+            self.turn_over(now);
+            self.recent.insert(identity, outcome);
         }
-        let place = self.forgotten.wrapping_add(u32::try_from(self.ended.len()).expect("it is bounded"));
-        self.ended.push_back(Ended { identity, at: self.seconds(now), code });
-        let (ended, forgotten) = (&self.ended, self.forgotten);
-        self.places.insert_unique(identity.hash(), place, |place| {
-            ended[place.wrapping_sub(forgotten) as usize].identity.hash()
-        });
     }
 
     pub(super) fn remembered(&self) -> usize {
-        self.ended.len()
+        self.recent.len() + self.former.len()
     }
 
-    fn forget(&mut self, now: Instant) {
-        let kept = u32::try_from(REMEMBERED.1.as_secs()).expect("an hour");
-        let now = self.seconds(now);
-        while self.ended.front().is_some_and(|ended| ended.at.saturating_add(kept) < now) {
-            self.forget_first();
+    /// Begins a generation if the last is full or over, and forgets the one before it.
+    fn turn_over(&mut self, now: Instant) {
+        let age = now.duration_since(self.since);
+        if self.recent.len() < GENERATION.0 && age < GENERATION.1 {
+            return;
         }
-    }
-
-    fn forget_first(&mut self) {
-        let Some(Ended { identity, .. }) = self.ended.pop_front() else { return };
-        let first = self.forgotten;
-        if let Ok(place) = self.places.find_entry(identity.hash(), |place| *place == first) {
-            place.remove();
+        mem::swap(&mut self.recent, &mut self.former);
+        self.recent.clear();
+        if age >= 2 * GENERATION.1 {
+            self.former.clear();
         }
-        self.forgotten = first.wrapping_add(1);
-    }
-
-    fn seconds(&self, now: Instant) -> u32 {
-        u32::try_from(now.duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
-    }
-}
-
-fn outcome_of(code: u16) -> Outcome {
-    match code {
-        0 => Outcome::Delivered,
-        1 => Outcome::Refused(Refusal::KeptFailing),
-        status => Outcome::Refused(Refusal::Status(status.try_into().expect("it was one when it was remembered"))),
+        self.since = now;
     }
 }
 
@@ -173,11 +134,11 @@ struct IdentityHasher(u64);
 
 impl Hasher for IdentityHasher {
     fn write(&mut self, _: &[u8]) {
-        unreachable!("an identity is two words");
+        unreachable!("an identity writes one word");
     }
 
     fn write_u64(&mut self, word: u64) {
-        self.0 ^= word;
+        self.0 = word;
     }
 
     fn finish(&self) -> u64 {
@@ -187,9 +148,13 @@ impl Hasher for IdentityHasher {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use fastrand::Rng;
+    use http::StatusCode;
 
     use super::*;
+    use crate::outbox::Refusal;
 
     fn identity(rng: &mut Rng) -> Identity {
         Identity(rng.u64(..), rng.u64(..))
@@ -199,9 +164,13 @@ mod tests {
     fn remembered_outcomes_take_less_than_8_mib_however_many_there_were() {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
         let mut memory = Memory::new(now);
-        let bytes = |memory: &Memory| memory.ended.capacity() * size_of::<Ended>() + memory.places.allocation_size();
-        let reserved = bytes(&memory);
-        assert!(reserved < 8 << 20, "{reserved}");
+        // What hashbrown allocates: as many slots as the next power of two over 8/7 of the capacity, each with a byte.
+        let bytes = |table: &Table<Outcome>| {
+            (table.capacity() * 8 / 7).next_power_of_two() * (size_of::<(Identity, Outcome)>() + 1)
+        };
+        let all = |memory: &Memory| bytes(&memory.recent) + bytes(&memory.former);
+        let reserved = all(&memory);
+        assert!((6 << 20..8 << 20).contains(&reserved), "{reserved}");
         let mut under_way = VecDeque::new();
         for n in 0..1_000_000 {
             let identity = identity(&mut rng);
@@ -210,43 +179,53 @@ mod tests {
             if under_way.len() > 70_000 {
                 memory.end(under_way.pop_front().unwrap(), Outcome::Delivered, now);
             }
+            assert!(memory.remembered() <= 2 * GENERATION.0, "{}", memory.remembered());
         }
-        assert_eq!(memory.remembered(), REMEMBERED.0);
-        assert_eq!(bytes(&memory), reserved, "it has grown");
+        assert_eq!(all(&memory), reserved, "it has grown");
     }
 
     #[test]
-    fn the_last_outcomes_are_known_and_those_before_them_and_those_of_an_hour_ago_are_not() {
-        const MINUTE: Duration = Duration::from_secs(60);
+    fn an_outcome_is_known_for_an_hour_or_until_100_000_others_have_ended() {
         let (start, mut rng) = (Instant::now(), Rng::with_seed(1));
-        let mut memory = Memory::new(start);
-        // The counts go round on the way.
-        memory.forgotten = u32::MAX - 1000;
         let outcomes = [
             Outcome::Delivered,
             Outcome::Refused(Refusal::KeptFailing),
-            Outcome::Refused(Refusal::Status(http::StatusCode::CONFLICT)),
+            Outcome::Refused(Refusal::Status(StatusCode::CONFLICT)),
         ];
-        let all: Vec<_> = (0..REMEMBERED.0 + 2000).map(|_| identity(&mut rng)).collect();
-        let half = all.len() / 2;
-        for (n, identity) in all.iter().enumerate() {
-            let now = if n < half { start } else { start + 30 * MINUTE };
-            memory.begin(*identity, 0);
-            assert_eq!(memory.look_up(identity, now), Some(Known::UnderWay(0)));
-            memory.end(*identity, outcomes[n % 3], now);
+        let mut end = |memory: &mut Memory, outcome, now| {
+            let identity = identity(&mut rng);
+            memory.begin(identity, 1);
+            assert_eq!(memory.look_up(&identity, now), Some(Known::UnderWay(1)));
+            memory.end(identity, outcome, now);
+            identity
+        };
+        // At any age of the generation that it ends in, by time and by number.
+        for (minutes, before) in [(1, 99_999), (59, 50_000), (500, 7)] {
+            for (others, time) in [(GENERATION.0 - 3, Duration::ZERO), (0, GENERATION.1 - Duration::from_nanos(1))] {
+                let mut memory = Memory::new(start);
+                for _ in 0..before {
+                    end(&mut memory, Outcome::Delivered, start);
+                }
+                let then = start + Duration::from_secs(minutes * 60);
+                let ended = outcomes.map(|outcome| (end(&mut memory, outcome, then), outcome));
+                for _ in 0..others {
+                    end(&mut memory, Outcome::Delivered, then);
+                }
+                for (identity, outcome) in ended {
+                    let known = memory.look_up(&identity, then + time);
+                    assert_eq!(known, Some(Known::Final(outcome)), "{minutes} min, {before} before, {others} after");
+                }
+                // Not for ever: neither by number …
+                for _ in 0..2 * GENERATION.0 {
+                    end(&mut memory, Outcome::Delivered, then + time);
+                }
+                assert!(ended.iter().all(|(identity, _)| memory.look_up(identity, then + time).is_none()));
+                // … nor by time.
+                let last = end(&mut memory, Outcome::Delivered, then + time);
+                assert_eq!(memory.look_up(&last, then + time + 2 * GENERATION.1), None);
+                assert_eq!(memory.remembered(), 0);
+            }
         }
-        let known = |memory: &mut Memory, n: usize, now| memory.look_up(&all[n], now);
-        for n in 0..all.len() {
-            let expected = (n >= 2000).then(|| Known::Final(outcomes[n % 3]));
-            assert_eq!(known(&mut memory, n, start + 60 * MINUTE), expected, "{n}");
-        }
-        for n in 0..all.len() {
-            let expected = (n >= half).then(|| Known::Final(outcomes[n % 3]));
-            assert_eq!(known(&mut memory, n, start + 60 * MINUTE + Duration::from_secs(1)), expected, "{n}");
-        }
-        assert_eq!(memory.remembered(), all.len() - half);
-        assert_eq!(known(&mut memory, all.len() - 1, start + 91 * MINUTE), None);
-        assert_eq!(memory.remembered(), 0);
     }
 
     #[test]

@@ -1,21 +1,18 @@
 //! The outbox's state and its rules, without a clock, a task or a socket: every call says what time it is.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
 use fastrand::Rng;
-use slab::Slab;
-use tokio::time::Instant;
+use tokio::{sync::SetOnce, time::Instant};
 
 use super::{
     OutboxSettings, Outcome, Refusal,
-    health::Health,
-    memory::{Identity, Known, Memory},
-    ticket::{Progress, Turn, Waiter},
+    health::{Health, News},
+    memory::{Identity, Known, Memory, Number},
 };
 use crate::{
     breaker::{Breaker, Permit, Probe},
@@ -23,28 +20,25 @@ use crate::{
     variance::Message,
 };
 
-/// What an entry takes beside its message: itself, its places in the table of identities, the queues and the list of
-/// arrivals, one waiter, and what allocators add. Held to the truth by a test that fills the outbox.
+/// What an entry takes beside its message: itself, its places in the tables of identities, of entries and of those that
+/// wait, its outcome, who waits for it, and what allocators add. Held to the truth by a test that fills the outbox.
 const ENTRY_COST: usize = 640;
 
 #[derive(Debug)]
 pub(super) struct State {
     settings: OutboxSettings,
-    entries: Slab<Entry>,
+    /// In the order of their arrival.
+    entries: BTreeMap<Number, Entry>,
+    /// When each entry that is not in flight may be attempted.
+    waiting: BTreeSet<(Instant, Number)>,
     memory: Memory,
-    /// Entries that can be attempted as soon as a worker is free.
-    ready: VecDeque<Turn>,
-    /// Entries that wait for their backoff to end.
-    waiting: BinaryHeap<Reverse<(Instant, Turn)>>,
-    /// Every entry in the order of its arrival, and some that have left since.
-    arrivals: VecDeque<(Instant, Turn)>,
     held_bytes: usize,
-    turns: u64,
-    /// When the pacer will wake by itself.
-    pacer_due: Option<Instant>,
+    last_number: Number,
+    /// How many attempts are under way.
+    in_flight: usize,
     breaker: Breaker,
-    /// The arrival turn of the entry that failed the last probe.
-    failed_probe: Option<u64>,
+    /// The entry that failed the last probe.
+    failed_probe: Option<Number>,
     last_delivered: Option<Instant>,
     pub(super) health: Health,
     rng: Rng,
@@ -55,22 +49,19 @@ struct Entry {
     identity: Identity,
     message: Message,
     arrived: Instant,
-    /// The turn of its arrival: its name for as long as it is here.
-    arrival: u64,
-    /// The turn under which it stands in a queue; another turn's place in a queue is void.
-    turn: u64,
-    in_flight: bool,
+    /// When it may be attempted, which is its place among those that wait. Nothing while it is in flight.
+    due: Option<Instant>,
     failures: u32,
-    waiters: Vec<Waiter>,
+    outcome: Arc<SetOnce<Outcome>>,
 }
 
 /// What became of an event that was handed over.
 #[derive(Debug)]
 pub(super) enum Admission {
-    /// It is in, under this arrival turn.
-    New(Turn),
-    /// It was in, under this arrival turn.
-    Joined(Turn),
+    /// It is in, and will end so.
+    New(Arc<SetOnce<Outcome>>),
+    /// It was in, and will end so.
+    Joined(Arc<SetOnce<Outcome>>),
     /// It has ended before.
     Final(Outcome),
     /// There is no room.
@@ -80,17 +71,23 @@ pub(super) enum Admission {
 /// An attempt to be made.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) entry: u32,
+    number: Number,
     pub(super) message: Message,
     probe: Option<Probe>,
 }
 
-/// An event that has ended, with those who wait for it.
+/// An event that has ended. Those who wait for it are told by [`Ended::tell`].
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) message: Message,
     pub(super) outcome: Outcome,
-    pub(super) waiters: Vec<Waiter>,
+    told: Arc<SetOnce<Outcome>>,
+}
+
+impl Ended {
+    pub(super) fn tell(self) {
+        self.told.set(self.outcome).expect("an event ends once");
+    }
 }
 
 impl State {
@@ -98,14 +95,12 @@ impl State {
         Self {
             breaker: Breaker::new(settings.pacing.open_for),
             settings,
-            entries: Slab::new(),
+            entries: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             memory: Memory::new(now),
-            ready: VecDeque::new(),
-            waiting: BinaryHeap::new(),
-            arrivals: VecDeque::new(),
             held_bytes: 0,
-            turns: 0,
-            pacer_due: None,
+            last_number: 0,
+            in_flight: 0,
             failed_probe: None,
             last_delivered: None,
             health: Health::default(),
@@ -114,20 +109,10 @@ impl State {
     }
 
     /// Takes an event in, or joins the one of the same identity.
-    pub(super) fn hand_over(
-        &mut self,
-        identity: Identity,
-        message: &Message,
-        waiter: Waiter,
-        now: Instant,
-    ) -> Admission {
+    pub(super) fn hand_over(&mut self, identity: Identity, message: &Message, now: Instant) -> Admission {
         match self.memory.look_up(&identity, now) {
             Some(Known::Final(outcome)) => return Admission::Final(outcome),
-            Some(Known::UnderWay(key)) => {
-                let entry = &mut self.entries[key as usize];
-                entry.waiters.push(waiter);
-                return Admission::Joined(Turn { number: entry.arrival, entry: key });
-            }
+            Some(Known::UnderWay(number)) => return Admission::Joined(Arc::clone(&self.entries[&number].outcome)),
             None => {}
         }
         let cost = cost(message);
@@ -135,80 +120,42 @@ impl State {
             return Admission::Full;
         }
         self.held_bytes += cost;
-        self.turns += 1;
-        let key = u32::try_from(self.entries.vacant_key()).expect("memory ends before four billion entries");
-        let turn = Turn { number: self.turns, entry: key };
-        self.entries.insert(Entry {
-            identity,
-            message: message.clone(),
-            arrived: now,
-            arrival: self.turns,
-            turn: self.turns,
-            in_flight: false,
-            failures: 0,
-            waiters: vec![waiter],
-        });
-        self.memory.begin(identity, key);
-        self.clear_void_places();
-        self.arrivals.push_back((now, turn));
-        self.ready.push_back(turn);
-        Admission::New(turn)
+        self.last_number += 1;
+        let (number, outcome) = (self.last_number, Arc::new(SetOnce::new()));
+        let (message, told) = (message.clone(), Arc::clone(&outcome));
+        self.entries.insert(number, Entry { identity, message, arrived: now, due: Some(now), failures: 0, outcome });
+        self.waiting.insert((now, number));
+        self.memory.begin(identity, number);
+        Admission::New(told)
     }
 
-    /// Forgets the places in queues of what has left, once they are more than the others. Nothing else does while the
-    /// breaker is open.
-    fn clear_void_places(&mut self) {
-        let (entries, many) = (&self.entries, 2 * self.entries.len() + 64);
-        if self.arrivals.len() > many {
-            self.arrivals.retain(|(_, turn)| is_alive(entries, *turn));
-        }
-        if self.ready.len() > many {
-            self.ready.retain(|turn| stands(entries, *turn));
-        }
-    }
-
-    /// The next attempt that may be made now, if there is one.
+    /// The next attempt that may be made now, if there is one. It takes a slot, see [`State::free_slot`].
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
-        let (key, probe) = match self.breaker.permit(now) {
-            Permit::Nothing => return None,
-            Permit::All => loop {
-                let turn = self.ready.pop_front()?;
-                if stands(&self.entries, turn) {
-                    break (turn.entry, None);
-                }
-            },
-            Permit::Probe => {
-                let key = self.choose_probe()?;
-                (key, Some(self.breaker.start_probe()))
-            }
-        };
-        let entry = &mut self.entries[key as usize];
-        entry.in_flight = true;
-        Some(Job { entry: key, message: entry.message.clone(), probe })
-    }
-
-    /// Whether another attempt could be made at once.
-    pub(super) fn has_job(&self, now: Instant) -> bool {
-        match self.breaker.permit(now) {
-            Permit::All => !self.ready.is_empty(),
-            Permit::Probe => !self.entries.is_empty(),
-            Permit::Nothing => false,
+        if self.in_flight == self.settings.concurrency {
+            return None;
         }
+        let (number, probe) = match self.breaker.permit(now) {
+            Permit::Nothing => return None,
+            Permit::All => (self.waiting.first().filter(|(due, _)| *due <= now)?.1, None),
+            Permit::Probe => (self.choose_probe()?, Some(self.breaker.start_probe())),
+        };
+        let entry = self.entries.get_mut(&number).expect("what waits is held");
+        let due = entry.due.take().expect("what waits is not in flight");
+        self.waiting.remove(&(due, number));
+        self.in_flight += 1;
+        Some(Job { number, message: entry.message.clone(), probe })
     }
 
     /// The event that has failed least often, and not the one that has just failed a probe while there is another: one
     /// that Variance can never take must not keep the others waiting.
-    fn choose_probe(&self) -> Option<u32> {
-        let candidates = self.entries.iter().filter(|(_, entry)| !entry.in_flight);
-        let (key, _) = candidates
-            .min_by_key(|(_, entry)| (self.failed_probe == Some(entry.arrival), entry.failures, entry.arrival))?;
-        Some(u32::try_from(key).expect("it came from one"))
+    fn choose_probe(&self) -> Option<Number> {
+        let candidates = self.entries.iter().filter(|(_, entry)| entry.due.is_some());
+        let best = candidates.min_by_key(|(number, entry)| (self.failed_probe == Some(**number), entry.failures));
+        best.map(|(number, _)| *number)
     }
 
-    /// Notes what came of an attempt. Returns the event if that ended it.
-    pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> Option<Ended> {
-        let entry = &mut self.entries[job.entry as usize];
-        entry.in_flight = false;
+    /// Notes what came of an attempt. Returns the event if that ended it, and what operators want to know.
+    pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> (Option<Ended>, Vec<News>) {
         let outcome = match result {
             AttemptResult::Accepted => {
                 self.last_delivered = Some(now);
@@ -216,110 +163,60 @@ impl State {
             }
             AttemptResult::Refused(status) => Outcome::Refused(Refusal::Status(status)),
             AttemptResult::Failed { fault, retry_after } => {
-                entry.failures = entry.failures.saturating_add(1);
                 if job.probe.is_some() {
-                    self.failed_probe = Some(entry.arrival);
+                    self.failed_probe = Some(job.number);
                 }
                 let was_closed = self.breaker.is_closed();
                 self.breaker.failed(job.probe, retry_after, now, &mut self.rng);
-                self.health.failed(fault, !self.breaker.is_closed(), was_closed);
+                let news = self.health.failed(fault, !self.breaker.is_closed(), was_closed);
+                let entry = self.entries.get_mut(&job.number).expect("what is in flight is held");
                 if now.duration_since(entry.arrived) >= self.settings.retry_for {
-                    return Some(self.give_up(job.entry, now));
+                    return (Some(self.give_up(job.number, now)), news);
                 }
-                self.turns += 1;
-                entry.turn = self.turns;
-                let delay = self.settings.pacing.backoff.full_jitter(entry.failures, &mut self.rng);
-                self.waiting.push(Reverse((now + delay, Turn { number: entry.turn, entry: job.entry })));
-                return None;
+                entry.failures = entry.failures.saturating_add(1);
+                let due = now + self.settings.pacing.backoff.full_jitter(entry.failures, &mut self.rng);
+                entry.due = Some(due);
+                self.waiting.insert((due, job.number));
+                return (None, news);
             }
         };
-        if !self.breaker.is_closed() {
-            // What is ready waits for nothing any more, and the worker that knows it reads the rest of a reply first.
-            self.pacer_due = None;
-        }
         self.breaker.answered();
-        self.health.answered(outcome, now);
         self.failed_probe = None;
-        Some(self.end(job.entry, outcome, now))
+        (Some(self.end(job.number, outcome, now)), self.health.answered(outcome, now))
     }
 
-    /// Moves on what time moves on: entries whose backoff has ended become ready, those whose time is over end.
-    pub(super) fn tick(&mut self, now: Instant) -> Vec<Ended> {
-        while let Some(Reverse((due, turn))) = self.waiting.peek().copied() {
-            if due > now {
-                break;
-            }
-            self.waiting.pop();
-            if stands(&self.entries, turn) {
-                self.ready.push_back(turn);
-            }
-        }
-        let mut ended = Vec::new();
-        while let Some(&(arrived, turn)) = self.arrivals.front() {
-            let alive = is_alive(&self.entries, turn);
-            if alive && now.duration_since(arrived) < self.settings.retry_for {
-                break;
-            }
-            self.arrivals.pop_front();
-            // One that is in flight ends when its attempt does.
-            if alive && !self.entries[turn.entry as usize].in_flight {
-                ended.push(self.give_up(turn.entry, now));
-            }
-        }
-        ended
+    /// Notes that the connection of a finished attempt can be used again.
+    pub(super) fn free_slot(&mut self) {
+        self.in_flight -= 1;
     }
 
-    /// When the pacer should wake next: [`State::tick`] or a probe will be due, or `also`.
-    pub(super) fn sleep_until(&mut self, now: Instant, also: Option<Instant>) -> Option<Instant> {
-        // What is due already waits for a worker, not for the clock.
-        self.pacer_due = self.due().into_iter().chain([also]).flatten().filter(|due| *due > now).min();
-        self.pacer_due
+    /// Ends what has been held for too long. What is in flight ends when its attempt does.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Ended> {
+        let over = self.entries.iter().take_while(|(_, entry)| self.is_over(entry, now));
+        let over: Vec<_> = over.filter(|(_, entry)| entry.due.is_some()).map(|(number, _)| *number).collect();
+        over.into_iter().map(|number| self.give_up(number, now)).collect()
     }
 
-    /// Whether something has become due before the pacer will wake.
-    pub(super) fn is_due_earlier(&mut self) -> bool {
-        match (self.due().into_iter().flatten().min(), self.pacer_due) {
-            (Some(due), Some(pacer_due)) if pacer_due <= due => false,
-            (Some(due), _) => {
-                self.pacer_due = Some(due);
-                true
-            }
-            (None, _) => false,
-        }
+    fn is_over(&self, entry: &Entry, now: Instant) -> bool {
+        now.duration_since(entry.arrived) >= self.settings.retry_for
     }
 
-    /// When the first event's time is over, and when there is something to attempt again.
-    fn due(&self) -> [Option<Instant>; 2] {
-        let end = self.arrivals.front().map(|(arrived, _)| *arrived + self.settings.retry_for);
+    /// When to call [`State::expire`] and [`State::next_job`] next, if nothing else happens. Both have been called.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let next_over = self.entries.values().find(|entry| !self.is_over(entry, now));
+        let expiry = next_over.map(|entry| entry.arrived + self.settings.retry_for);
         // While the breaker is open, a backoff that ends changes nothing.
-        let next = match self.breaker.is_closed() {
-            true => self.waiting.peek().map(|Reverse((due, _))| *due),
-            false => self.breaker.open_until().filter(|_| !self.entries.is_empty()),
+        let attempt = match self.breaker.is_closed() {
+            true => self.waiting.first().map(|(due, _)| *due),
+            false => self.breaker.open_until().filter(|_| !self.waiting.is_empty()),
         };
-        [end, next]
+        expiry.into_iter().chain(attempt.filter(|_| self.in_flight < self.settings.concurrency)).min()
     }
 
     /// Ends everything, because the process ends: nobody attempts anything any more.
     pub(super) fn abandon_all(&mut self, now: Instant) -> Vec<Ended> {
-        let keys: Vec<_> = self.entries.iter().map(|(key, _)| u32::try_from(key).expect("it came from one")).collect();
-        keys.into_iter().map(|key| self.end(key, Outcome::Abandoned, now)).collect()
-    }
-
-    /// Forgets that the request of `progress` waits for these.
-    pub(super) fn detach(&mut self, attached: &[Turn], progress: &Arc<Progress>) {
-        for turn in attached {
-            if is_alive(&self.entries, *turn) {
-                let waiters = &mut self.entries[turn.entry as usize].waiters;
-                waiters.retain(|waiter| !Arc::ptr_eq(&waiter.progress, progress));
-                // There may have been a great many, and the cost of an entry has room for one.
-                waiters.shrink_to(2 * waiters.len());
-            }
-        }
-    }
-
-    /// Leaves those that have not ended.
-    pub(super) fn forget_ended(&self, attached: &mut Vec<Turn>) {
-        attached.retain(|turn| is_alive(&self.entries, *turn));
+        let numbers: Vec<_> = self.entries.keys().copied().collect();
+        numbers.into_iter().map(|number| self.end(number, Outcome::Abandoned, now)).collect()
     }
 
     pub(super) fn held(&self) -> (usize, usize) {
@@ -329,12 +226,11 @@ impl State {
     /// How many wait for what is held.
     #[cfg(test)]
     pub(super) fn waiters(&self) -> usize {
-        self.entries.iter().map(|(_, entry)| entry.waiters.len()).sum()
+        self.entries.values().map(|entry| Arc::strong_count(&entry.outcome) - 1).sum()
     }
 
     pub(super) fn oldest(&self, now: Instant) -> Duration {
-        let oldest = self.arrivals.iter().find(|(_, turn)| is_alive(&self.entries, *turn));
-        oldest.map_or(Duration::ZERO, |(arrived, _)| now.duration_since(*arrived))
+        self.entries.first_key_value().map_or(Duration::ZERO, |(_, entry)| now.duration_since(entry.arrived))
     }
 
     pub(super) fn remembered(&self) -> usize {
@@ -351,34 +247,27 @@ impl State {
     }
 
     /// Ends an event whose time is over. If Variance took others meanwhile, it is the event's fault.
-    fn give_up(&mut self, key: u32, now: Instant) -> Ended {
-        let arrived = self.entries[key as usize].arrived;
+    fn give_up(&mut self, number: Number, now: Instant) -> Ended {
+        let arrived = self.entries[&number].arrived;
         let others_were_taken = self.last_delivered.is_some_and(|delivered| delivered >= arrived);
         let outcome = if others_were_taken { Outcome::Refused(Refusal::KeptFailing) } else { Outcome::Abandoned };
-        self.end(key, outcome, now)
+        self.end(number, outcome, now)
     }
 
-    fn end(&mut self, key: u32, outcome: Outcome, now: Instant) -> Ended {
-        let Entry { identity, message, waiters, .. } = self.entries.remove(key as usize);
+    fn end(&mut self, number: Number, outcome: Outcome, now: Instant) -> Ended {
+        let Entry { identity, message, due, outcome: told, .. } = self.entries.remove(&number).expect("it is held");
+        if let Some(due) = due {
+            self.waiting.remove(&(due, number));
+        }
         self.held_bytes -= cost(&message);
         self.memory.end(identity, outcome, now);
-        Ended { message, outcome, waiters }
+        Ended { message, outcome, told }
     }
 }
 
 /// The memory that an entry takes, the message's included.
 pub(super) fn cost(message: &Message) -> usize {
     message.allocated() + ENTRY_COST
-}
-
-/// Whether a place in a queue is not void: the entry is there, waits, and stands under this turn.
-fn stands(entries: &Slab<Entry>, turn: Turn) -> bool {
-    entries.get(turn.entry as usize).is_some_and(|entry| entry.turn == turn.number && !entry.in_flight)
-}
-
-/// Whether the entry of an arrival turn is still there.
-fn is_alive(entries: &Slab<Entry>, turn: Turn) -> bool {
-    entries.get(turn.entry as usize).is_some_and(|entry| entry.arrival == turn.number)
 }
 
 #[cfg(test)]

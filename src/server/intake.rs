@@ -1,7 +1,8 @@
 //! From the elements of a body to the account of what became of its events.
 
-use std::{fmt::Display, pin::pin, time::SystemTime};
+use std::{fmt::Display, pin::Pin, time::SystemTime};
 
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use http::StatusCode;
 use tokio::{
     select,
@@ -14,7 +15,7 @@ use super::reply::{Reply, Report};
 use crate::{
     mapping::{self, Filtered},
     metrics::{CallLabel, Metrics, OutcomeLabel},
-    outbox::{HandOver, Identity, Outbox, Outcome, Ticket},
+    outbox::{HandOver, Identity, Outbox, Outcome, Pending},
     posthog::{Element, Invalid},
     variance::Message,
 };
@@ -91,19 +92,30 @@ impl Intake {
             elements,
             patience,
             report: Report { received: elements.len(), ..Report::default() },
-            ticket: self.outbox.ticket(),
+            under_way: FuturesUnordered::new(),
+            is_unused: true,
             is_done: vec![false; elements.len()],
             unaccounted: elements.len(),
         };
         let was_paused = self.outbox.paused().is_some();
         let taken = request.hand_over_all(!was_paused).await;
         if !was_paused {
-            while request.ticket.outstanding() > 0 && request.wait(request.ticket.progress()).await {
-                request.note_ended();
-            }
+            while !request.under_way.is_empty() && request.wait_for_one().await {}
         }
         request.note_ended();
         request.finish(taken)
+    }
+}
+
+impl Patience {
+    /// Waits for something. Nothing if it is time to reply.
+    async fn wait<T>(&self, intake: &Intake, news: impl Future<Output = T>) -> Option<T> {
+        select! {
+            biased;
+            news = news => Some(news),
+            () = sleep_until(self.deadline) => None,
+            () = intake.hurry.cancelled() => None,
+        }
     }
 }
 
@@ -118,13 +130,18 @@ enum Stopped {
     Full,
 }
 
+/// An event of a request, by its index, that the outbox has.
+type UnderWay = Pin<Box<dyn Future<Output = (usize, Outcome)> + Send>>;
+
 /// One request on its way. Dropping it early counts what was not taken in as returned to the sender.
 struct Request<'r> {
     intake: &'r Intake,
     elements: &'r [Prepared],
     patience: Patience,
     report: Report,
-    ticket: Ticket,
+    under_way: FuturesUnordered<UnderWay>,
+    /// No event of it has been in the outbox yet.
+    is_unused: bool,
     is_done: Vec<bool>,
     unaccounted: usize,
 }
@@ -133,12 +150,13 @@ impl Request<'_> {
     async fn hand_over_all(&mut self, may_wait: bool) -> Stopped {
         for (index, element) in self.elements.iter().enumerate() {
             consume_budget().await;
-            self.note_ended();
-            while self.ticket.outstanding() >= WINDOW {
-                if !may_wait || !self.wait(self.ticket.progress()).await {
+            if self.under_way.len() >= WINDOW {
+                self.note_ended();
+            }
+            while self.under_way.len() >= WINDOW {
+                if !may_wait || !self.wait_for_one().await {
                     return Stopped::Time;
                 }
-                self.note_ended();
             }
             if self.intake.draining.is_cancelled() {
                 return Stopped::Time;
@@ -158,9 +176,8 @@ impl Request<'_> {
                     continue;
                 }
             };
-            let place = u32::try_from(index).expect("a body has a few thousand elements at most");
-            match self.hand_over(place, identity, message, may_wait).await {
-                HandOver::UnderWay => self.unaccounted -= 1,
+            match self.hand_over(identity, message, may_wait).await {
+                HandOver::UnderWay(pending) => self.wait_later(index, pending),
                 HandOver::Ended(outcome) => {
                     self.unaccounted -= 1;
                     self.ended(index, outcome);
@@ -169,47 +186,45 @@ impl Request<'_> {
                     self.intake.metrics.ended(message.call.into(), OutcomeLabel::Invalid, 1);
                     self.invalid(index, &"the event is larger than delivery.max_held");
                 }
-                HandOver::Full if self.ticket.is_unused() => return Stopped::Full,
+                HandOver::Full if self.is_unused => return Stopped::Full,
                 HandOver::Full => return Stopped::Time,
             }
         }
         Stopped::Not
     }
 
+    fn wait_later(&mut self, index: usize, pending: Pending) {
+        self.unaccounted -= 1;
+        self.is_unused = false;
+        self.under_way.push(Box::pin(async move { (index, pending.wait().await) }));
+    }
+
     /// Hands one event over. Waits for room, unless this is the first event of the request.
-    async fn hand_over(&mut self, place: u32, identity: Identity, message: &Message, may_wait: bool) -> HandOver {
+    async fn hand_over(&mut self, identity: Identity, message: &Message, may_wait: bool) -> HandOver {
         let outbox = &self.intake.outbox;
         loop {
-            let mut room = pin!(outbox.room());
-            match outbox.hand_over(&mut self.ticket, place, identity, message) {
-                HandOver::Full if may_wait && !self.ticket.is_unused() => {}
+            let room = outbox.room();
+            match outbox.hand_over(identity, message) {
+                HandOver::Full if may_wait && !self.is_unused => {}
                 handed => return handed,
             }
-            // From here on no notice is missed; before, one may have been.
-            room.as_mut().enable();
-            match outbox.hand_over(&mut self.ticket, place, identity, message) {
-                HandOver::Full => {}
-                handed => return handed,
-            }
-            if !self.wait(room).await {
+            if self.patience.wait(self.intake, room).await.is_none() {
                 return HandOver::Full;
             }
         }
     }
 
-    /// Waits for something. False if it is time to reply.
-    async fn wait(&self, news: impl Future) -> bool {
-        select! {
-            biased;
-            _ = news => true,
-            () = sleep_until(self.patience.deadline) => false,
-            () = self.intake.hurry.cancelled() => false,
-        }
+    /// Waits for an event to end. False if it is time to reply.
+    async fn wait_for_one(&mut self) -> bool {
+        let ended = self.patience.wait(self.intake, self.under_way.next()).await;
+        let Some(Some((index, outcome))) = ended else { return false };
+        self.ended(index, outcome);
+        true
     }
 
     fn note_ended(&mut self) {
-        for (index, outcome) in self.ticket.ended() {
-            self.ended(index as usize, outcome);
+        while let Some(Some((index, outcome))) = self.under_way.next().now_or_never() {
+            self.ended(index, outcome);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     num::NonZeroU32,
+    pin::Pin,
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use slab::Slab;
 use tokio::{
     select,
@@ -23,7 +25,7 @@ use super::{
     progress::{Progress, TICK},
     reader::Work,
 };
-use crate::outbox::{HandOver, Outbox, Outcome, Refusal, Ticket};
+use crate::outbox::{HandOver, Outbox, Outcome, Refusal};
 
 /// How many events are in the outbox at once, at least.
 pub(super) const WINDOW: usize = 256;
@@ -42,9 +44,9 @@ pub(super) enum Stopped {
 
 pub(super) struct Sender<'s> {
     pub(super) outbox: &'s Outbox,
-    pub(super) ticket: Ticket,
+    pub(super) outcomes: FuturesUnordered<Ending>,
     pub(super) queue: UnboundedReceiver<Work>,
-    /// What is in the outbox, by its number on the ticket.
+    /// What is in the outbox, by its place.
     pub(super) under_way: Slab<UnderWay>,
     /// How many events may be in the outbox at once.
     pub(super) window: usize,
@@ -59,6 +61,9 @@ pub(super) struct Sender<'s> {
     /// The number of what is read next.
     pub(super) next: &'s AtomicU64,
 }
+
+/// What tells how an event has ended, by its place.
+pub(super) type Ending = Pin<Box<dyn Future<Output = (usize, Outcome)>>>;
 
 /// An event in the outbox.
 #[derive(Debug)]
@@ -118,7 +123,7 @@ impl Sender<'_> {
                     self.progress.say("Stopping: what is in flight is finished first. Ctrl-C again ends at once.");
                 }
                 () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => break,
-                () = self.ticket.progress(), if !is_idle => {}
+                Some((place, outcome)) = self.outcomes.next() => self.ended(place, outcome)?,
                 work = self.queue.recv(), if has_room && paced.is_none() => match work {
                     Some(work) => self.hand_over(work)?,
                     None => has_more = false,
@@ -156,15 +161,17 @@ impl Sender<'_> {
 
     fn try_hand_over(&mut self, place: usize) -> anyhow::Result<()> {
         let UnderWay { work, .. } = &self.under_way[place];
-        let index = u32::try_from(place).expect("a few at once");
-        match self.outbox.hand_over(&mut self.ticket, index, work.identity, &work.message) {
-            HandOver::UnderWay => Ok(()),
+        match self.outbox.hand_over(work.identity, &work.message) {
+            HandOver::UnderWay(pending) => {
+                self.outcomes.push(Box::pin(async move { (place, pending.wait().await) }));
+                Ok(())
+            }
             HandOver::Ended(outcome) => self.ended(place, outcome),
             HandOver::TooLarge => {
                 self.counts.add(End::Invalid);
-                let UnderWay { work: Work { place, original, .. }, .. } = &self.under_way[place];
-                self.failures().failed(place, &"invalid: the event is larger than delivery.max_held", original)?;
-                self.under_way.remove(index as usize);
+                let UnderWay { work: Work { place: origin, original, .. }, .. } = &self.under_way[place];
+                self.failures().failed(origin, &"invalid: the event is larger than delivery.max_held", original)?;
+                self.under_way.remove(place);
                 Ok(())
             }
             HandOver::Full => unreachable!("all that is under way takes less than delivery.max_held can be"),
@@ -172,8 +179,8 @@ impl Sender<'_> {
     }
 
     fn note_ended(&mut self) -> anyhow::Result<()> {
-        for (index, outcome) in self.ticket.ended() {
-            self.ended(index as usize, outcome)?;
+        while let Some(Some((place, outcome))) = self.outcomes.next().now_or_never() {
+            self.ended(place, outcome)?;
         }
         Ok(())
     }

@@ -12,12 +12,12 @@ const LINE_DELAY: Duration = Duration::from_secs(1);
 
 /// Events whose line is not written yet, by reason.
 #[derive(Debug, Default)]
-pub(super) struct Losses {
+pub(super) struct LossLog {
     by_reason: BTreeMap<String, Vec<String>>,
     since: Option<Instant>,
 }
 
-impl Losses {
+impl LossLog {
     /// Notes an event. True if it is the first since the last line.
     pub(super) fn note(&mut self, id: &str, reason: &dyn Display, now: Instant) -> bool {
         let is_first = self.since.is_none();
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_waits_a_second_for_more_to_share_its_line() {
-        let (mut losses, start) = (Losses::default(), Instant::now());
+        let (mut losses, start) = (LossLog::default(), Instant::now());
         assert_eq!(losses.flush_if_due(start), None);
         let (due, just_before) = (start + LINE_DELAY, start + LINE_DELAY - Duration::from_nanos(1));
         assert!(losses.note("a", &"one reason", start), "the pacer has to be told");

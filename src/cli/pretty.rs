@@ -4,57 +4,33 @@ use std::io::{self, Write};
 
 /// Writes valid JSON with a line for each member and element.
 pub(super) fn indent(json: &[u8], out: &mut impl Write) -> io::Result<()> {
-    let mut depth = 0;
-    let mut rest = json.trim_ascii();
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        match byte {
-            b'"' => {
-                let end = string_end(rest);
-                out.write_all(b"\"")?;
-                out.write_all(&rest[..end])?;
-                rest = &rest[end..];
-            }
-            b' ' | b'\t' | b'\r' | b'\n' => {}
-            b'{' | b'[' => {
-                out.write_all(&[byte])?;
-                rest = rest.trim_ascii_start();
-                match rest {
-                    [close @ (b'}' | b']'), after @ ..] => {
-                        out.write_all(&[*close])?;
-                        rest = after;
-                    }
-                    _ => {
-                        depth += 1;
-                        new_line(depth, out)?;
-                    }
-                }
-            }
-            b'}' | b']' => {
-                depth -= 1;
-                new_line(depth, out)?;
-                out.write_all(&[byte])?;
-            }
-            b',' => {
-                out.write_all(b",")?;
-                new_line(depth, out)?;
-            }
-            b':' => out.write_all(b": ")?,
-            other => out.write_all(&[other])?,
+    let (mut depth, mut in_string, mut is_escaped, mut has_opened) = (0, false, false, false);
+    for &byte in json {
+        if in_string {
+            in_string = is_escaped || byte != b'"';
+            is_escaped = byte == b'\\' && !is_escaped;
+            out.write_all(&[byte])?;
+            continue;
         }
+        if byte.is_ascii_whitespace() {
+            continue;
+        }
+        let closes = matches!(byte, b'}' | b']');
+        depth -= usize::from(closes);
+        if has_opened != closes {
+            new_line(depth, out)?;
+        }
+        out.write_all(&[byte])?;
+        match byte {
+            b',' => new_line(depth, out)?,
+            b':' => out.write_all(b" ")?,
+            _ => {}
+        }
+        has_opened = matches!(byte, b'{' | b'[');
+        depth += usize::from(has_opened);
+        in_string = byte == b'"';
     }
     Ok(())
-}
-
-/// The bytes up to the end of a string, its closing quote included.
-fn string_end(inside: &[u8]) -> usize {
-    let mut escaped = false;
-    let end = inside.iter().position(|&byte| {
-        let ends = byte == b'"' && !escaped;
-        escaped = byte == b'\\' && !escaped;
-        ends
-    });
-    end.map_or(inside.len(), |quote| quote + 1)
 }
 
 fn new_line(depth: usize, out: &mut impl Write) -> io::Result<()> {

@@ -4,14 +4,12 @@
 //! file nor that of its events matters.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     io::{self, Write},
     num::NonZeroU32,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     thread,
     time::{Duration, Instant},
 };
@@ -19,15 +17,17 @@ use std::{
 use anyhow::Context as _;
 use futures_util::stream::FuturesUnordered;
 use indicatif::HumanCount;
-use slab::Slab;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc},
+};
 
 use self::{
     counts::Counts,
     failures::Failures,
     progress::Progress,
     reader::{BUDGET, Reader},
-    sender::{Pace, Sender, Stopped, WINDOW},
+    sender::{Pace, Sender, Stopped},
     times::Times,
 };
 use super::{
@@ -49,6 +49,9 @@ mod reader;
 mod resume;
 mod sender;
 mod times;
+
+/// How many events are in the outbox at once, at least.
+const MIN_WINDOW: usize = 256;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -98,20 +101,16 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
     let start = Instant::now();
     let counts = Arc::new(Counts::default());
     let position = Position::default();
-    let (sources, total_bytes, problems) = readable(Source::all(&args.files));
-    let progress = Progress::start(args.quiet, total_bytes, position.clone(), Arc::clone(&counts));
-    let failures = Failures::open(args.failed.as_deref(), progress.clone())?;
-    for problem in problems {
-        counts.add_unreadable();
-        progress.say(&format!("error: {problem}"));
-    }
+    let sources: Vec<_> = args.files.iter().map(Source::new).collect();
+    let total_bytes = sources.iter().map(Source::len).sum();
+    let progress = Progress::start(args.quiet, total_bytes, Arc::clone(&position), Arc::clone(&counts));
+    let mut failures = Failures::open(args.failed.as_deref(), progress.clone())?;
 
     let concurrency = outbox.concurrency;
     let destination =
         Destination::new(destination, concurrency).context("no client for Variance: are there root certificates?")?;
     let outbox = Outbox::start(outbox, destination, Metrics::new());
-    let failures = Arc::new(Mutex::new(failures));
-    let next = Arc::new(AtomicU64::new(args.skip));
+    let next = Arc::new(AtomicU64::new(0));
     let (works, queue) = mpsc::unbounded_channel();
     let reader = Reader {
         mapping,
@@ -120,44 +119,37 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
         keeps_originals: args.failed.is_some(),
         outbox: outbox.clone(),
         counts: Arc::clone(&counts),
-        failures: Arc::clone(&failures),
         progress: progress.clone(),
         budget: Arc::new(Semaphore::new(BUDGET)),
         works,
         next: Arc::clone(&next),
+        runtime: Handle::current(),
     };
-    let runtime = tokio::runtime::Handle::current();
-    let reading = thread::spawn(move || reader.read(&sources, &position, &runtime));
+    let reading = thread::spawn(move || reader.read(&sources, &position));
     let sender = Sender {
         outbox: &outbox,
-        outcomes: FuturesUnordered::new(),
         queue,
-        under_way: Slab::new(),
-        window: WINDOW.max(2 * concurrency),
+        under_way: BTreeMap::new(),
+        outcomes: FuturesUnordered::new(),
+        window: MIN_WINDOW.max(2 * concurrency),
         pace: args.rate.map(Pace::new),
         counts: &counts,
-        failures: &failures,
+        failures: &mut failures,
         progress: &progress,
         returned: 0,
         last_pause: None,
         next: &next,
+        grace: shutdown_grace,
+        stop_by: None,
+        not_kept: Vec::new(),
     };
-    let stopped = sender.send(&shutdown, shutdown_grace).await;
+    let stopped = sender.send(&shutdown).await;
     outbox.close().await;
     // If it was interrupted, the thread may wait for input that never comes; the process ends without it.
-    let stopped = match stopped {
-        Ok(Stopped::AtTheEnd) => match reading.join().expect("the reader does not panic") {
-            Ok(()) => Ok(Stopped::AtTheEnd),
-            Err(error) => {
-                progress.say(&format!("error: {error:#}"));
-                Ok(Stopped::Early { resume_at: next.load(Ordering::Relaxed) })
-            }
-        },
-        other => other,
-    };
+    if let Stopped::AtTheEnd = stopped {
+        reading.join().expect("the reader does not panic");
+    }
     progress.finish();
-    failures.lock().unwrap_or_else(PoisonError::into_inner).close()?;
-    let stopped = stopped?;
     if !args.quiet {
         let elapsed = Duration::from_millis(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
         let rate = (counts.read() as f64 / start.elapsed().as_secs_f64()) as u64;
@@ -173,21 +165,6 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
         (Stopped::AtTheEnd, false) => Ok(()),
         _ => Err(Failed.into()),
     }
-}
-
-/// The sources that can be read, their size if all have one, and what is wrong with the others.
-fn readable(sources: Vec<Source>) -> (Vec<Source>, Option<u64>, Vec<String>) {
-    let (mut good, mut total, mut problems) = (Vec::new(), Some(0), Vec::new());
-    for source in sources {
-        match source.len() {
-            Ok(len) => {
-                total = total.zip(len).map(|(total, len)| total + len);
-                good.push(source);
-            }
-            Err(problem) => problems.push(problem),
-        }
-    }
-    (good, total, problems)
 }
 
 fn is_among(path: &Path, others: &[PathBuf]) -> bool {

@@ -1,32 +1,31 @@
-//! What `preview` and `backfill` read: files and standard input, cut into events with the service's own decoder.
+//! What `preview` and `backfill` read: JSON Lines from files and standard input, each line through the service's own
+//! decoder.
 //!
-//! A problem costs as little as it can: a line that is no JSON costs that line, a file that cannot be read that file. Each
-//! is told with its place.
+//! A first line that does not close begins a document over several lines, which is read whole. A problem costs as little
+//! as it can: a line that is no JSON costs that line, a file that cannot be read that file. Each is told with its place.
 
 use std::{
     fmt,
     fs::File,
-    io::{self, IsTerminal, Read, Write},
+    io::{self, BufRead, IsTerminal, Read},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
 };
 
-use self::{
-    unpack::unpack,
-    values::{At, Piece, Values, Why},
-};
+use self::unpack::{BYTE_ORDER_MARK, unpack};
 use crate::{
-    json::Raw,
+    json::{Raw, Scanner},
     posthog::{self, Body, BodyError, Envelope, Event},
 };
 
 mod export;
-mod skip;
 mod unpack;
-mod values;
+
+/// The most bytes of a line, and of a document over several lines: what the service takes by default.
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
+/// How much memory is kept from one line to the next.
+const KEPT: usize = 1 << 20;
 
 /// A file, or standard input.
 #[derive(Clone, Debug)]
@@ -35,17 +34,16 @@ pub(super) struct Source {
     name: String,
 }
 
-/// How far reading has come.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Position {
-    bytes: Arc<AtomicU64>,
-}
+/// The bytes that have been read.
+pub(super) type Position = Arc<AtomicU64>;
 
 /// Where an event stands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     source: &'a str,
-    at: At,
+    line: u64,
+    /// In the array or batch that it is an element of.
+    index: Option<usize>,
 }
 
 /// What is found in the sources.
@@ -55,8 +53,6 @@ pub(super) enum Item<'a> {
     Event(Place<'a>, &'a Event<'a>, Original<'a>),
     /// What should have been one.
     Invalid(Place<'a>, Reason, Original<'a>),
-    /// More of the original of what was invalid last.
-    Rest(&'a [u8]),
     /// A source that could not be read, or not to its end, and why.
     Unreadable(String),
     /// Something that is no event, and should not be.
@@ -64,17 +60,12 @@ pub(super) enum Item<'a> {
 }
 
 /// Why something is no event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Reason {
-    /// It is not JSON, or too large.
-    #[error(transparent)]
-    Unusable(Why),
-    /// It is JSON, and no body.
-    #[error(transparent)]
-    NoBody(BodyError),
-    /// It is an element of a body, and no event.
-    #[error(transparent)]
-    NoEvent(posthog::Invalid),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reason {
+    /// The same for all that is wrong in the same way.
+    pub(super) kind: String,
+    /// What is wrong with this one, or nothing.
+    pub(super) detail: String,
 }
 
 /// What stands in the source.
@@ -85,12 +76,8 @@ pub(super) struct Original<'a> {
 }
 
 impl Source {
-    /// The sources of these arguments; `-` is standard input.
-    pub(super) fn all(paths: &[PathBuf]) -> Vec<Self> {
-        paths.iter().map(|path| Self::new(path)).collect()
-    }
-
-    fn new(path: &Path) -> Self {
+    /// The source that an argument names; `-` is standard input.
+    pub(super) fn new(path: &PathBuf) -> Self {
         match path == Path::new("-") {
             true => Self { path: None, name: "standard input".to_owned() },
             false => Self { path: Some(path.to_owned()), name: path.display().to_string() },
@@ -103,131 +90,137 @@ impl Source {
     }
 
     /// Its size in bytes, if that is known beforehand.
-    ///
-    /// # Errors
-    /// What is wrong with a file that cannot be read.
-    pub(super) fn len(&self) -> Result<Option<u64>, String> {
-        let Some(path) = &self.path else { return Ok(None) };
-        match path.metadata() {
-            Ok(metadata) if metadata.is_dir() => Err(format!("{}: it is a directory; name the files in it", self.name)),
-            Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
-            Err(error) => Err(format!("{}: {error}", self.name)),
-        }
+    pub(super) fn len(&self) -> Option<u64> {
+        let metadata = self.path.as_ref()?.metadata().ok()?;
+        metadata.is_file().then_some(metadata.len())
     }
 
-    /// Hands everything in it to `take`, but for the next `skipped` of the events and of what should have been one.
+    /// Hands everything in it to `take`.
     pub(super) fn read(
         &self,
         position: &Position,
-        skipped: &mut u64,
         take: &mut dyn FnMut(Item<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let stream: io::Result<Box<dyn Read + Send>> = match &self.path {
-            None => Ok(Box::new(io::stdin())),
-            Some(path) => File::open(path).map(|file| Box::new(file) as Box<dyn Read + Send>),
-        };
-        match stream.and_then(|stream| unpack(stream, &self.name, Arc::clone(&position.bytes))) {
-            Ok(text) => Reading { source: &self.name, skipped, take, is_passed: false }.all(Values::new(text)),
+        match self.open().and_then(|stream| unpack(stream, &self.name, Arc::clone(position))) {
+            Ok(text) => Reading { source: &self.name, take }.all(text),
             Err(error) => take(Item::Unreadable(format!("{}: {error}", self.name))),
         }
     }
-}
 
-impl Position {
-    /// The bytes that have been read.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+    fn open(&self) -> io::Result<Box<dyn Read>> {
+        match &self.path {
+            None => Ok(Box::new(io::stdin())),
+            Some(path) if path.is_dir() => Err(io::Error::other("it is a directory; name the files in it")),
+            Some(path) => Ok(Box::new(File::open(path)?)),
+        }
     }
 }
 
 /// One source on its way.
 struct Reading<'r> {
     source: &'r str,
-    skipped: &'r mut u64,
     take: &'r mut dyn FnMut(Item<'_>) -> anyhow::Result<()>,
-    /// The piece whose rest may follow is passed over.
-    is_passed: bool,
 }
 
 impl<'r> Reading<'r> {
-    fn all(mut self, mut values: Values<impl Read>) -> anyhow::Result<()> {
+    fn all(mut self, mut stream: impl BufRead) -> anyhow::Result<()> {
+        let (mut line, mut text, mut is_first) = (1, Vec::new(), true);
         loop {
-            let line = values.line();
-            let piece = match values.next() {
-                Ok(Some(piece)) => piece,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    return (self.take)(Item::Unreadable(format!(
-                        "{}:{line}: reading ends here: {error}",
-                        self.source
-                    )));
+            text.clear();
+            text.shrink_to(KEPT);
+            let mut read = stream.by_ref().take(MAX_TEXT_BYTES as u64 + 1).read_until(b'\n', &mut text);
+            let mut is_document = false;
+            if is_first && !is_blank(&text) && read.is_ok() {
+                is_first = false;
+                is_document = is_open(&text);
+                if is_document {
+                    let room = (MAX_TEXT_BYTES + 1).saturating_sub(text.len());
+                    read = stream.by_ref().take(room as u64).read_to_end(&mut text);
                 }
-            };
-            match piece {
-                Piece::Value(at, text) => self.value(at, text)?,
-                Piece::Bad(at, _, why @ Why::Unclosed) => {
-                    (self.take)(Item::Unreadable(format!("{}:{}: {why}", self.source, at.line)))?;
+            }
+            let place = Place { source: self.source, line, index: None };
+            if text.len() > MAX_TEXT_BYTES {
+                self.too_large(place)?;
+                if !is_document && !text.ends_with(b"\n") {
+                    read = stream.skip_until(b'\n');
                 }
-                Piece::Bad(at, bytes, why) => {
-                    self.is_passed = self.is_skipped();
-                    if !self.is_passed {
-                        let place = self.place(at);
-                        (self.take)(Item::Invalid(place, Reason::Unusable(why), Original::new(bytes)))?;
-                    }
-                }
-                Piece::Rest(_) if self.is_passed => {}
-                Piece::Rest(bytes) => (self.take)(Item::Rest(bytes))?,
+            } else if !is_blank(&text) {
+                self.text(place, &text, is_document)?;
+            }
+            match read {
+                Ok(_) if is_document => return Ok(()),
+                Ok(0) => return Ok(()),
+                Ok(_) => line += 1,
+                Err(error) => return (self.take)(Item::Unreadable(format!("{place}: reading ends here: {error}"))),
             }
         }
     }
 
-    fn value(&mut self, at: At, text: &str) -> anyhow::Result<()> {
-        if at.index.is_some() {
-            let element = Raw::parse(text).expect("it has been checked");
-            return self.element(at, element, &Envelope::default());
-        }
-        let body = match Body::parse(text, |element| element.raw) {
-            Ok(body) => body,
-            Err(_) if self.is_skipped() => return Ok(()),
-            Err(error) => {
-                let place = self.place(at);
-                return (self.take)(Item::Invalid(place, Reason::NoBody(error), Original::new(text.as_bytes())));
-            }
+    /// A line, or a document.
+    fn text(&mut self, place: Place<'r>, bytes: &[u8], is_document: bool) -> anyhow::Result<()> {
+        let bytes = without_mark(bytes).trim_ascii();
+        let body = match std::str::from_utf8(bytes) {
+            Err(error) => Err(Reason::not_json(&format_args!("not UTF-8 at byte {}", error.valid_up_to()))),
+            Ok(text) => match Body::parse(text, |element| element.raw) {
+                Ok(body) => Ok(body),
+                Err(BodyError::TooManyElements) => return self.too_large(place),
+                Err(BodyError::NotJson(error)) => Err(Reason::not_json(&error)),
+                Err(error @ BodyError::NoContainer) => Err(Reason::new(&error)),
+            },
         };
-        let is_batch = body.elements.first().is_none_or(|first| first.as_str().len() < text.trim_ascii().len());
-        for (index, element) in body.elements.iter().enumerate() {
-            let index = is_batch.then_some(index as u64);
-            self.element(At { index, ..at }, *element, &body.envelope)?;
+        match body {
+            Ok(body) => {
+                let is_single = body.elements.first().is_some_and(|first| first.as_str().len() == bytes.len());
+                for (index, element) in body.elements.iter().enumerate() {
+                    let index = (!is_single).then_some(index);
+                    self.element(Place { index, ..place }, *element, &body.envelope)?;
+                }
+                Ok(())
+            }
+            Err(reason) if is_document => {
+                let problem = format!("{place}: this line does not close, and all from here on is {reason}");
+                (self.take)(Item::Unreadable(problem))
+            }
+            Err(reason) => (self.take)(Item::Invalid(place, reason, Original { bytes, sent_at: None })),
         }
-        Ok(())
     }
 
-    fn element(&mut self, at: At, element: Raw<'_>, envelope: &Envelope<'_>) -> anyhow::Result<()> {
-        if self.is_skipped() {
-            return Ok(());
-        }
+    fn element(&mut self, place: Place<'r>, element: Raw<'_>, envelope: &Envelope<'_>) -> anyhow::Result<()> {
         let original = Original { bytes: element.as_str().as_bytes(), sent_at: envelope.sent_at };
         let rewritten = export::as_sent(element);
         let sent = rewritten.as_ref().map_or(element, |text| Raw::parse(text).expect("an object in place of a string"));
-        let place = self.place(at);
         match Event::decode(sent, envelope) {
             Ok(event) => (self.take)(Item::Event(place, &event, original)),
             Err(posthog::Invalid::NoName) if is_manifest(element) => {
                 (self.take)(Item::Note(format!("{place}: a list of exported files, not an event")))
             }
-            Err(invalid) => (self.take)(Item::Invalid(place, Reason::NoEvent(invalid), original)),
+            Err(invalid) => (self.take)(Item::Invalid(place, Reason::new(&invalid), original)),
         }
     }
 
-    fn place(&self, at: At) -> Place<'r> {
-        Place { source: self.source, at }
+    fn too_large(&mut self, place: Place<'_>) -> anyhow::Result<()> {
+        let most = posthog::MAX_ELEMENTS;
+        (self.take)(Item::Unreadable(format!(
+            "{place}: more than {most} events or {} MiB in one piece; give each event a line of its own first, with \
+             `jq -c '.[]'` for an array, `jq -c '.batch[]'` for a batch",
+            MAX_TEXT_BYTES >> 20
+        )))
     }
+}
 
-    fn is_skipped(&mut self) -> bool {
-        let is_skipped = *self.skipped > 0;
-        *self.skipped = self.skipped.saturating_sub(1);
-        is_skipped
-    }
+/// Each line may have a mark: files that begin with one may have been concatenated.
+fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
+
+fn is_blank(text: &[u8]) -> bool {
+    without_mark(text).trim_ascii().is_empty()
+}
+
+/// Whether a line is the beginning of JSON that goes on after it. No line ends within a string.
+fn is_open(line: &[u8]) -> bool {
+    let text = std::str::from_utf8(without_mark(line));
+    text.is_ok_and(|text| Scanner::new(text).value().is_err_and(|error| error.offset == text.len()))
 }
 
 /// Whether this is the `…_manifest.json` that PostHog leaves beside exported files.
@@ -235,50 +228,43 @@ fn is_manifest(element: Raw<'_>) -> bool {
     posthog::member(element, "files").is_some_and(|files| files.as_str().starts_with('['))
 }
 
-impl<'a> Original<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, sent_at: None }
-    }
-
-    /// Its bytes, and what is added to them.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len() + self.sent_at.map_or(0, |sent_at| sent_at.as_str().len() + 32)
-    }
-
-    /// Writes it so that it means the same by itself, without the newline at its end. Newlines within it are white space
-    /// of JSON, and become spaces.
-    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        if let Some(sent_at) = self.sent_at {
-            write!(out, "{{\"sent_at\":{},\"batch\":[", sent_at.as_str())?;
-        }
-        let mut lines = self.bytes.split(|&byte| byte == b'\n');
-        out.write_all(lines.next().unwrap_or_default())?;
-        for line in lines {
-            out.write_all(b" ")?;
-            out.write_all(line)?;
-        }
-        if self.sent_at.is_some() {
-            out.write_all(b"]}")?;
-        }
-        Ok(())
+impl Original<'_> {
+    /// A line that means the same by itself, without the newline at its end. Newlines within it are white space of JSON,
+    /// and become spaces.
+    pub(super) fn to_line(self) -> Vec<u8> {
+        let (before, after) = match self.sent_at {
+            Some(sent_at) => (format!("{{\"sent_at\":{},\"batch\":[", sent_at.as_str()), "]}"),
+            None => (String::new(), ""),
+        };
+        let mut line = [before.as_bytes(), self.bytes, after.as_bytes()].concat();
+        line.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+        line
     }
 }
 
 impl Reason {
-    /// The same for all that is wrong in the same way.
-    pub(super) fn kind(&self) -> String {
-        match self {
-            Self::Unusable(Why::Syntax(_) | Why::NotUtf8(_)) | Self::NoBody(BodyError::NotJson(_)) => {
-                "not JSON".to_owned()
-            }
-            other => other.to_string(),
-        }
+    fn new(kind: &dyn fmt::Display) -> Self {
+        Self { kind: kind.to_string(), detail: String::new() }
+    }
+
+    fn not_json(detail: &dyn fmt::Display) -> Self {
+        Self { kind: "not JSON".to_owned(), detail: detail.to_string() }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, detail } = self;
+        if detail.is_empty() { write!(f, "{kind}") } else { write!(f, "{kind}: {detail}") }
     }
 }
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.source, self.at.line)?;
-        self.at.index.map_or(Ok(()), |index| write!(f, "[{index}]"))
+        write!(f, "{}:{}", self.source, self.line)?;
+        self.index.map_or(Ok(()), |index| write!(f, "[{index}]"))
     }
 }
+
+#[cfg(test)]
+mod tests;

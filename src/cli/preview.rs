@@ -41,7 +41,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let mut tally = Tally::default();
     let mut unreadable = 0;
     let mut scratch = Vec::new();
-    for source in Source::all(&files) {
+    for source in files.iter().map(Source::new) {
         if source.is_terminal() && !quiet {
             eprintln!("Reading standard input; Ctrl-D ends it.");
         }
@@ -61,7 +61,6 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
                     Err(filtered) => tally.filtered(&event.name(), filtered),
                 },
                 Item::Invalid(place, reason, _) => tally.invalid(place, reason),
-                Item::Rest(_) => {}
                 Item::Unreadable(problem) => {
                     unreadable += 1;
                     eprintln!("error: {problem}");
@@ -74,10 +73,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
             }
             Ok(())
         };
-        match source.len() {
-            Ok(_) => source.read(&Position::default(), &mut 0, &mut take)?,
-            Err(problem) => take(Item::Unreadable(problem))?,
-        }
+        source.read(&Position::default(), &mut take)?;
     }
     out.flush()?;
     if !quiet {

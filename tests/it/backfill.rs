@@ -78,9 +78,10 @@ async fn failures_are_kept_as_they_were_and_can_be_the_next_input() {
     let large = format!(r#"{{"event":"e","x":"{}"}}"#, "x".repeat(5 << 20));
     let batch = format!(r#"{{"sent_at":"2026-08-20T00:00:00Z","batch":[{},{}]}}"#, event("b1"), event("bad2"));
     let pretty = serde_json::to_string_pretty(&json!([event("c1"), {"event": 7}])).unwrap();
-    let input = format!("{bad}\nno json\n{}\n{large}\n{batch}\n{pretty}\n\u{0}\u{1}\n{}", event("a1"), event("a2"));
+    let input = format!("{bad}\nno json\n{}\n{large}\n{batch}\n\u{0}\u{1}\n{}", event("a1"), event("a2"));
     let input = files.write("in.jsonl", input);
-    let arguments = ["backfill", "--failed", &files.named("failed.jsonl"), &input];
+    let pretty = files.write("pretty.json", pretty);
+    let arguments = ["backfill", "--failed", &files.named("failed.jsonl"), &input, &pretty];
     let ended = Program::new(arguments).to(&variance).run().await;
     assert_eq!(ended.code, 1, "{ended:?}");
     assert_eq!(summary(&ended), "10 events read = 4 delivered + 0 filtered + 2 refused + 4 invalid");
@@ -89,8 +90,8 @@ async fn failures_are_kept_as_they_were_and_can_be_the_next_input() {
         format!("{input}:2: invalid: not JSON: expected a value at byte 0"),
         format!("{input}:4: invalid: the event is larger than 4 MiB"),
         format!("{input}:5[1]: refused: Variance refused the event: 422 Unprocessable Entity"),
-        format!("{input}:16[1]: invalid: the event has no name"),
-        format!("{input}:20: invalid: not JSON"),
+        format!("{pretty}:1[1]: invalid: the event has no name"),
+        format!("{input}:6: invalid: not JSON"),
     ] {
         assert!(ended.err.contains(&reason), "{reason} in {}", ended.err);
     }

@@ -46,17 +46,22 @@ async fn an_export_is_shown_the_same_however_it_is_packed() {
 async fn every_shape_of_body_is_read_over_lines_or_not() {
     let event = |n: u32| json!({"event": "e", "uuid": format!("u{n}"), "distinct_id": "d", "properties": {"n": n}});
     let batch = json!({"batch": [event(3), {"event": event(4), "person": {}}], "sent_at": "2026-08-20T00:00:00Z"});
-    let input = [
-        event(0).to_string(),
-        serde_json::to_string_pretty(&json!({"event": event(1), "person": {"properties": {}}})).unwrap(),
-        serde_json::to_string_pretty(&json!([event(2)])).unwrap(),
-        batch.to_string(),
-        serde_json::to_string_pretty(&json!({"batch": [event(5)]})).unwrap(),
-    ];
-    let ended = Program::new(["preview", "-"]).input(input.join("\n")).run().await;
-    assert_eq!(ids(&ended), ["u0", "u1", "u2", "u3", "u4", "u5"], "{ended:?}");
-    assert_eq!(bodies(&ended)[3]["sentAt"], "2026-08-20T00:00:00Z");
-    let pretty = Program::new(["preview", "--pretty", "-q"]).input(input.join("\n")).run().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let pretty = |value: Value| serde_json::to_string_pretty(&value).unwrap();
+    let lines = file("lines", &format!("\n{}\r\n \n{batch}\n{}", event(0), json!([event(1), event(2)])));
+    let wrapped = file("wrapped", &pretty(json!({"event": event(5), "person": {"properties": {}}})));
+    let array = file("array", &format!("\u{feff}\n[\n{},\n{}\n]\n", event(6), event(7)));
+    let pretty_batch = file("batch", &pretty(json!({"batch": [event(8)]})));
+    let ended = Program::new(["preview", &lines, &wrapped, &array, &pretty_batch]).run().await;
+    assert_eq!(ids(&ended), ["u0", "u3", "u4", "u1", "u2", "u5", "u6", "u7", "u8"], "{ended:?}");
+    assert_eq!(bodies(&ended)[2]["sentAt"], "2026-08-20T00:00:00Z");
+    let input = event(0).to_string();
+    let pretty = Program::new(["preview", "--pretty", "-q"]).input(input).run().await;
     assert!(pretty.out.starts_with("{\n  \"messageId\": \"u0\",\n"), "{}", pretty.out);
     assert_eq!(pretty.err, "");
 }
@@ -74,9 +79,7 @@ async fn what_is_invalid_is_named_with_file_and_line() {
     assert_eq!((ended.code, ids(&ended)), (0, vec!["1".to_owned(), "2".to_owned(), "3".to_owned()]), "{ended:?}");
     let file = file.display();
     for line in [
-        format!(
-            "2  not JSON: {file}:2 (expected a value at byte 0), {file}:5 (expected an escape in place of a control"
-        ),
+        format!("2  not JSON: {file}:2 (expected a value at byte 0), {file}:5 (expected the closing quote"),
         format!("1  the event has no name: `event` must be a string that is not empty: {file}:3"),
         format!("1  the event has no name: `event` is missing: {file}:4[1]"),
         format!("1  the body must be a JSON object or array: {file}:7"),

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -74,7 +74,7 @@ impl Progress {
                 None => self.say("Variance takes events again"),
             }
         }
-        let (elapsed, bytes) = (start.elapsed(), position.bytes());
+        let (elapsed, bytes) = (start.elapsed(), position.load(Ordering::Relaxed));
         let rate = HumanCount((counts.read() as f64 / elapsed.as_secs_f64()) as u64);
         let message = format!("{rate} events/s, {}", counts.brief());
         if !bar.is_hidden() {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -15,13 +15,12 @@ use tokio::{
 
 use super::{
     counts::{Counts, End},
-    failures::Failures,
     progress::Progress,
     times::Times,
 };
 use crate::{
     cli::input::{Item, Original, Place, Position, Source},
-    mapping,
+    mapping::MappingSettings,
     outbox::{Identity, Outbox},
     posthog::Event,
     variance::Message,
@@ -33,16 +32,16 @@ pub(super) const BUDGET: usize = 8 << 20;
 /// What an event takes beside its texts.
 const COST: usize = 1 << 10;
 
-/// An event that is to be posted.
+/// Something that was read and has not ended.
 #[derive(Debug)]
 pub(super) struct Work {
     /// How many events and others come before it.
     pub(super) number: u64,
     pub(super) place: String,
-    pub(super) identity: Identity,
-    pub(super) message: Message,
     /// How it stood in the source, if anybody wants to know.
     pub(super) original: Vec<u8>,
+    /// What is to be posted, or why it is invalid.
+    pub(super) message: Result<(Identity, Message), String>,
     pub(super) _budget: OwnedSemaphorePermit,
 }
 
@@ -52,46 +51,40 @@ pub(super) struct Work {
 struct Stop;
 
 pub(super) struct Reader {
-    pub(super) mapping: mapping::MappingSettings,
+    pub(super) mapping: MappingSettings,
     pub(super) times: Times,
     pub(super) skip: u64,
     pub(super) keeps_originals: bool,
     pub(super) outbox: Outbox,
     pub(super) counts: Arc<Counts>,
-    pub(super) failures: Arc<Mutex<Failures>>,
     pub(super) progress: Progress,
     pub(super) budget: Arc<Semaphore>,
     pub(super) works: UnboundedSender<Work>,
     pub(super) next: Arc<AtomicU64>,
+    pub(super) runtime: Handle,
 }
 
 impl Reader {
     /// Reads all sources, or until nobody takes what is read.
-    pub(super) fn read(self, sources: &[Source], position: &Position, runtime: &Handle) -> anyhow::Result<()> {
-        let (mut skip, mut scratch) = (self.skip, Vec::new());
+    pub(super) fn read(self, sources: &[Source], position: &Position) {
+        let mut scratch = Vec::new();
         for source in sources {
-            let read = source.read(position, &mut skip, &mut |item| self.take(item, &mut scratch, runtime));
-            match read {
-                Err(error) if error.is::<Stop>() => return Ok(()),
-                read => read?,
+            let read = source.read(position, &mut |item| self.take(item, &mut scratch));
+            if read.is_err() {
+                // Nobody takes any more.
+                return;
             }
         }
-        Ok(self.failures().close()?)
     }
 
-    fn take(&self, item: Item<'_>, scratch: &mut Vec<u8>, runtime: &Handle) -> anyhow::Result<()> {
+    fn take(&self, item: Item<'_>, scratch: &mut Vec<u8>) -> anyhow::Result<()> {
         if self.works.is_closed() {
             return Err(Stop.into());
         }
         match item {
-            Item::Rest(bytes) => return Ok(self.failures().rest(bytes)?),
-            Item::Event(place, event, original) => self.event(place, event, original, scratch, runtime)?,
-            Item::Invalid(place, reason, original) => {
-                self.counts.add(End::Invalid);
-                let mut failures = self.failures();
-                failures.close()?;
-                failures.invalid(&place, &reason, original)?;
-            }
+            Item::Event(..) | Item::Invalid(..) | Item::Note(_) if self.next.load(Ordering::Relaxed) < self.skip => {}
+            Item::Event(place, event, original) => self.event(place, event, original, scratch)?,
+            Item::Invalid(place, reason, original) => self.send(place, Err(reason.to_string()), original)?,
             Item::Unreadable(problem) => {
                 self.counts.add_unreadable();
                 self.progress.say(&format!("error: {problem}"));
@@ -109,39 +102,32 @@ impl Reader {
         event: &Event<'_>,
         original: Original<'_>,
         scratch: &mut Vec<u8>,
-        runtime: &Handle,
     ) -> anyhow::Result<()> {
-        self.failures().close()?;
         match self.times.include(event) {
-            Ok(true) => {}
-            Ok(false) => {
-                self.counts.add(End::OutsideOfTimes);
-                return Ok(());
-            }
-            Err(reason) => {
-                self.counts.add(End::Invalid);
-                return Ok(self.failures().invalid(&place, &reason, original)?);
-            }
+            Ok(true) => match self.mapping.message(event, SystemTime::now(), scratch) {
+                Ok(message) => self.send(place, Ok((self.outbox.identity(&event.key()), message)), original)?,
+                Err(_) => self.counts.add(End::Filtered),
+            },
+            Ok(false) => self.counts.add(End::OutsideOfTimes),
+            Err(reason) => self.send(place, Err(reason.to_string()), original)?,
         }
-        let Ok(message) = self.mapping.message(event, SystemTime::now(), scratch) else {
-            self.counts.add(End::Filtered);
-            return Ok(());
-        };
-        let identity = self.outbox.identity(&event.key());
-        let mut kept = Vec::new();
-        if self.keeps_originals {
-            kept.reserve_exact(original.len());
-            original.write(&mut kept)?;
-        }
-        let cost = (message.allocated() + kept.len() + COST).min(BUDGET);
-        let cost = u32::try_from(cost).expect("a few MiB");
-        let budget = runtime.block_on(Arc::clone(&self.budget).acquire_many_owned(cost)).expect("it is never closed");
-        let number = self.next.load(Ordering::Relaxed);
-        let work = Work { number, place: place.to_string(), identity, message, original: kept, _budget: budget };
-        self.works.send(work).map_err(|_| Stop.into())
+        Ok(())
     }
 
-    fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.failures.lock().expect("no panic while it is held")
+    /// Passes it on once there is memory for it.
+    fn send(
+        &self,
+        place: Place<'_>,
+        message: Result<(Identity, Message), String>,
+        original: Original<'_>,
+    ) -> anyhow::Result<()> {
+        let original = if self.keeps_originals { original.to_line() } else { Vec::new() };
+        let allocated = message.as_ref().map_or(0, |(_, message)| message.allocated());
+        let cost = u32::try_from((allocated + original.len() + COST).min(BUDGET)).expect("a few MiB");
+        let budget = Arc::clone(&self.budget).acquire_many_owned(cost);
+        let budget = self.runtime.block_on(budget).expect("it is never closed");
+        let number = self.next.load(Ordering::Relaxed);
+        let work = Work { number, place: place.to_string(), original, message, _budget: budget };
+        self.works.send(work).map_err(|_| Stop.into())
     }
 }

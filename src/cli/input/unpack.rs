@@ -1,7 +1,7 @@
 //! What a file is packed with: told by its first bytes, and by its name only where they do not tell.
 
 use std::{
-    io::{self, BufReader, Cursor, Read},
+    io::{self, BufRead, BufReader, Cursor, Read},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +18,8 @@ const HEAD: usize = 4 << 10;
 const MIN_HEAD: usize = 8;
 
 const BUFFER: usize = 64 << 10;
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// What some editors put before UTF-8.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A stream that counts what is read of it.
 struct Counted<R> {
@@ -38,11 +39,7 @@ impl<R: Read> Read for Counted<R> {
 ///
 /// # Errors
 /// When it cannot be read, or is neither text nor packed in a way that can be undone.
-pub(super) fn unpack(
-    stream: impl Read + Send + 'static,
-    name: &str,
-    count: Arc<AtomicU64>,
-) -> io::Result<Box<dyn Read + Send>> {
+pub(super) fn unpack(stream: impl Read + 'static, name: &str, count: Arc<AtomicU64>) -> io::Result<Box<dyn BufRead>> {
     let mut stream = Counted { inner: stream, count };
     let mut head = vec![0; HEAD];
     let mut len = 0;
@@ -56,14 +53,11 @@ pub(super) fn unpack(
     }
     head.truncate(len);
     let kind = Kind::of(&head, name).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
-    if head.starts_with(BYTE_ORDER_MARK) {
-        head.drain(..BYTE_ORDER_MARK.len());
-    }
     let whole = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(stream));
     Ok(match kind {
         Kind::Text => Box::new(whole),
-        Kind::Gzip => Box::new(MultiGzDecoder::new(whole)),
-        Kind::Brotli => Box::new(Brotli(Decompressor::new(whole, BUFFER))),
+        Kind::Gzip => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole))),
+        Kind::Brotli => Box::new(BufReader::with_capacity(BUFFER, Brotli(Decompressor::new(whole, BUFFER)))),
     })
 }
 
@@ -76,7 +70,6 @@ enum Kind {
 
 impl Kind {
     fn of(head: &[u8], name: &str) -> Result<Self, &'static str> {
-        let text = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head);
         let is_named_brotli = name.to_ascii_lowercase().ends_with(".br");
         match head {
             [0x1f, 0x8b, ..] => Ok(Self::Gzip),
@@ -84,8 +77,8 @@ impl Kind {
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Err("this is packed with zstd: unpack it first (`zstd -dc`)"),
             [b'P', b'K', 3, 4, ..] => Err("this is a zip archive: unpack it first"),
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("this is UTF-16: convert it to UTF-8 first"),
-            _ if is_named_brotli && !(opens_json(text) && is_text(text)) => Ok(Self::Brotli),
-            _ if opens_json(text) || is_text(text) => Ok(Self::Text),
+            _ if is_named_brotli && !(opens_json(head) && is_text(head)) => Ok(Self::Brotli),
+            _ if opens_json(head) || is_text(head) => Ok(Self::Text),
             _ if unpacks_to_json(head) => Ok(Self::Brotli),
             _ => Err("this is neither text nor gzip nor Brotli"),
         }
@@ -93,6 +86,7 @@ impl Kind {
 }
 
 fn opens_json(text: &[u8]) -> bool {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     matches!(text.trim_ascii_start().first(), Some(b'{' | b'['))
 }
 

@@ -36,16 +36,11 @@ impl Tally {
         *self.filtered.entry(key).or_default() += 1;
     }
 
-    pub(super) fn invalid(&mut self, place: Place<'_>, reason: Reason) {
-        let kind = reason.kind();
-        let (count, places) = self.invalid.entry(kind.clone()).or_default();
+    pub(super) fn invalid(&mut self, place: Place<'_>, Reason { kind, detail }: Reason) {
+        let (count, places) = self.invalid.entry(kind).or_default();
         *count += 1;
         if places.len() < MAX_PLACES {
-            let reason = reason.to_string();
-            places.push(match reason.strip_prefix(&kind).unwrap_or_default().trim_start_matches(": ") {
-                "" => place.to_string(),
-                detail => format!("{place} ({detail})"),
-            });
+            places.push(if detail.is_empty() { place.to_string() } else { format!("{place} ({detail})") });
         }
     }
 }

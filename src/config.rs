@@ -15,6 +15,8 @@
 
 use std::{ffi::OsString, fmt, net::SocketAddr, time::Duration};
 
+use url::Url;
+
 pub use self::{
     given::Origin,
     keys::{FILE_VARIABLE, KEYS, Key, help},
@@ -22,8 +24,9 @@ pub use self::{
 };
 use self::{
     keys::{
-        ACCOUNT_GROUP, ALLOW_ANONYMOUS, ATTEMPT_TIMEOUT, AUTHORIZATION, AUTHORIZATION_FILE, BATCH_DEADLINE, CALLS,
-        CONCURRENCY, EXCLUDE, FORMAT, LISTEN, LOG_FORMAT, LOG_LEVEL, MAX_BODY, MAX_HELD, PERSON_TRAITS, RETRY_FOR,
+        ACCOUNT_GROUP, ALLOW_ANONYMOUS, ANONYMOUS, ATTEMPT_TIMEOUT, AUTHORIZATION, AUTHORIZATION_FILE, BATCH_DEADLINE,
+        CALLS, CONCURRENCY, EXCLUDE, FORMAT, INCLUDE, KEEP_PROPERTIES, LISTEN, LOG_FORMAT, LOG_LEVEL, MAX_BODY,
+        MAX_HELD, PERSON_TRAITS, POSTHOG_API_KEY, POSTHOG_API_KEY_FILE, POSTHOG_PROJECT_ID, POSTHOG_URL, RETRY_FOR,
         SHUTDOWN_GRACE, SIGNING_SECRET, SIGNING_SECRET_FILE, TOKEN, TOKEN_FILE, WEBHOOK_DEADLINE, WEBHOOK_URL,
     },
     reader::{Reader, Reported},
@@ -34,6 +37,7 @@ use crate::{
     destination::{Authorization, DestinationSettings},
     mapping::MappingSettings,
     outbox,
+    secret::Secret,
     server::{self, ServerSettings},
     service::ServiceSettings,
     telemetry::LogSettings,
@@ -75,6 +79,17 @@ pub struct Forwarding {
     pub outbox: outbox::OutboxSettings,
     /// How long stopping may take.
     pub shutdown_grace: Duration,
+}
+
+/// What it takes to fetch events from PostHog's own API.
+#[derive(Clone, Debug)]
+pub struct PosthogSettings {
+    /// Where PostHog's application is.
+    pub url: Url,
+    /// The project's number.
+    pub project_id: u64,
+    /// A personal API key.
+    pub api_key: Secret,
 }
 
 /// A configuration, or the part of one that a command reads, and what can be said about it.
@@ -177,6 +192,17 @@ pub fn forwarding(
             shutdown_grace: shutdown_grace?,
         })
     })
+}
+
+/// Reads what it takes to fetch events from PostHog, whatever may be wrong or missing elsewhere.
+///
+/// # Errors
+/// When that is wrong or missing, or when there is something wrong with the file.
+pub fn posthog(
+    flags: &Flags,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Loaded<PosthogSettings>, Error> {
+    read(flags, variables, posthog_api)
 }
 
 /// What `settings` makes of all sources, if there is nothing wrong with it and with the file.
@@ -283,6 +309,9 @@ fn mapping(reader: &mut Reader) -> Result<MappingSettings, Reported> {
     let format = reader.get(&FORMAT);
     let calls = reader.list(&CALLS);
     let exclude = reader.list(&EXCLUDE);
+    let include = reader.list(&INCLUDE);
+    let anonymous = reader.get(&ANONYMOUS);
+    let keep_properties = reader.list(&KEEP_PROPERTIES);
     let person_traits = reader.get(&PERSON_TRAITS);
     let account_group = reader.option(&ACCOUNT_GROUP);
     let calls = calls.and_then(|calls| match calls.is_empty() {
@@ -296,6 +325,9 @@ fn mapping(reader: &mut Reader) -> Result<MappingSettings, Reported> {
         format: format?,
         calls: calls?,
         exclude: exclude?,
+        include: include?,
+        anonymous: anonymous?,
+        keep_properties: keep_properties?,
         person_traits: person_traits?,
         account_group: account_group?,
     })
@@ -311,6 +343,31 @@ fn outbox(reader: &mut Reader) -> Result<outbox::OutboxSettings, Reported> {
         max_held: max_held?,
         pacing: outbox::Pacing::default(),
     })
+}
+
+fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
+    let url = reader.option(&POSTHOG_URL);
+    let project_id = reader.option(&POSTHOG_PROJECT_ID);
+    let api_key = reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE);
+    let url = url.and_then(|url| {
+        let from = "it is https://us.posthog.com, https://eu.posthog.com or where your own PostHog is";
+        let url = url.ok_or_else(|| reader.missing(&POSTHOG_URL.key, from))?;
+        if url.scheme() == "http" && !values::is_loopback(&url) {
+            let name = reader.named(&POSTHOG_URL.key);
+            reader.warn(format!("{name} is plain http: events and the key can be read on their way"));
+        }
+        Ok(url)
+    });
+    let project_id = project_id.and_then(|id| {
+        let from = "it is the number in the URL of every page of the project";
+        id.ok_or_else(|| reader.missing(&POSTHOG_PROJECT_ID.key, from))
+    });
+    let api_key = api_key.and_then(|key| {
+        let from = "make a personal API key with the scope query:read in PostHog's settings; posthog.api_key_file can name \
+                    a file with it";
+        key.ok_or_else(|| reader.missing(&POSTHOG_API_KEY.key, from))
+    });
+    Ok(PosthogSettings { url: url?, project_id: project_id?, api_key: api_key?.0 })
 }
 
 fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {

@@ -25,6 +25,12 @@ pub struct MappingSettings {
     pub calls: Vec<Call>,
     /// Names of events that are not forwarded all the same.
     pub exclude: Vec<NamePattern>,
+    /// If there are any: the only capture events that are forwarded.
+    pub include: Vec<NamePattern>,
+    /// Whether capture and page events of people who are not identified are forwarded.
+    pub anonymous: bool,
+    /// Properties that are kept although their names start with `$`.
+    pub keep_properties: Vec<NamePattern>,
     /// Whether the person's properties go along with every event.
     pub person_traits: bool,
     /// The group type that is an account at Variance.
@@ -38,6 +44,9 @@ impl Default for MappingSettings {
             format: Format::Variance,
             calls: vec![Call::Capture, Call::Page, Call::Identify, Call::Alias],
             exclude: Vec::new(),
+            include: Vec::new(),
+            anonymous: true,
+            keep_properties: Vec::new(),
             person_traits: false,
             account_group: None,
         }

@@ -138,9 +138,26 @@ fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message 
         "properties": {"test": true, "sent_by": "variance-connector check --send"},
     });
     // Named one by one, so that a setting that could filter the event does not compile before it is judged here.
-    let MappingSettings { format, calls: _, exclude: _, person_traits, account_group } = mapping;
-    let (calls, exclude) = (vec![Call::Capture], Vec::new());
-    let mapping = MappingSettings { format, calls, exclude, person_traits, account_group };
+    let MappingSettings {
+        format,
+        calls: _,
+        exclude: _,
+        include: _,
+        anonymous: _,
+        keep_properties,
+        person_traits,
+        account_group,
+    } = mapping;
+    let mapping = MappingSettings {
+        format,
+        calls: vec![Call::Capture],
+        exclude: Vec::new(),
+        include: Vec::new(),
+        anonymous: true,
+        keep_properties,
+        person_traits,
+        account_group,
+    };
     let text = event.to_string();
     let element = Raw::parse(&text).expect("it is an object");
     let event = Event::decode(element, &Envelope::default()).expect("it has a name");

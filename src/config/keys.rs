@@ -10,6 +10,7 @@ use super::values;
 use crate::{
     auth::{SigningSecret, Token},
     mapping::{Format, NamePattern},
+    secret::Secret,
     telemetry::{self, Directives},
     variance::Call,
 };
@@ -84,6 +85,19 @@ pub(super) static EXCLUDE: Row<NamePattern> =
     Row::new("filter.exclude", &["CONNECTOR_EXCLUDE"], Kind::List, values::name_pattern)
         .doc("Names of events that are not forwarded; `prefix*` for all that start so.");
 
+pub(super) static INCLUDE: Row<NamePattern> =
+    Row::new("filter.include", &["CONNECTOR_INCLUDE"], Kind::List, values::name_pattern)
+        .doc("The only names of custom events (capture) that are forwarded; `prefix*` for all that start so.");
+
+pub(super) static ANONYMOUS: Row<bool> =
+    Row::new("filter.anonymous", &["CONNECTOR_ANONYMOUS"], Kind::Flag, values::flag)
+        .default("true")
+        .doc("Whether capture and page events of people who are not identified are forwarded.");
+
+pub(super) static KEEP_PROPERTIES: Row<NamePattern> =
+    Row::new("filter.keep_properties", &["CONNECTOR_KEEP_PROPERTIES"], Kind::List, values::property_pattern)
+        .doc("Properties starting with `$` that are forwarded all the same: `$name`, or `$prefix*`.");
+
 pub(super) static PERSON_TRAITS: Row<bool> =
     Row::new("filter.person_traits", &["CONNECTOR_PERSON_TRAITS"], Kind::Flag, values::flag)
         .default("false")
@@ -127,6 +141,21 @@ pub(super) static LOG_LEVEL: Row<Directives> =
         .default("info")
         .doc("`error`, `warn`, `info`, `debug` or `trace` for this program, or directives such as `hyper=debug`.");
 
+pub(super) static POSTHOG_URL: Row<Url> = Row::new("posthog.url", &["POSTHOG_URL"], Kind::Text, values::posthog_url)
+    .doc("Where PostHog's own API is, for `backfill --from-posthog` alone, such as `https://us.posthog.com`.");
+
+pub(super) static POSTHOG_PROJECT_ID: Row<u64> =
+    Row::new("posthog.project_id", &["POSTHOG_PROJECT_ID"], Kind::Count, values::project_id)
+        .doc("The number of the project that events are fetched from: it is in the URL of every page of the project.");
+
+pub(super) static POSTHOG_API_KEY: Row<Secret> =
+    Row::new("posthog.api_key", &["POSTHOG_API_KEY"], Kind::Text, values::api_key)
+        .shown(Shown::Masked)
+        .doc("A personal API key (`phx_…`) with the scope `query:read`.");
+
+pub(super) static POSTHOG_API_KEY_FILE: Row<PathBuf> =
+    Row::new("posthog.api_key_file", &["POSTHOG_API_KEY_FILE"], Kind::Text, values::path).doc("A file with that key.");
+
 /// All settings, in the order of their documentation.
 pub const KEYS: &[&Key] = &[
     &WEBHOOK_URL.key,
@@ -144,6 +173,9 @@ pub const KEYS: &[&Key] = &[
     &MAX_BODY.key,
     &CALLS.key,
     &EXCLUDE.key,
+    &INCLUDE.key,
+    &ANONYMOUS.key,
+    &KEEP_PROPERTIES.key,
     &PERSON_TRAITS.key,
     &ACCOUNT_GROUP.key,
     &CONCURRENCY.key,
@@ -153,6 +185,10 @@ pub const KEYS: &[&Key] = &[
     &SHUTDOWN_GRACE.key,
     &LOG_FORMAT.key,
     &LOG_LEVEL.key,
+    &POSTHOG_URL.key,
+    &POSTHOG_PROJECT_ID.key,
+    &POSTHOG_API_KEY.key,
+    &POSTHOG_API_KEY_FILE.key,
 ];
 
 /// What there is to know of a setting, whatever its type.
@@ -289,7 +325,7 @@ mod tests {
         assert_eq!(variables.len(), KEYS.iter().map(|key| key.variables.len()).sum::<usize>());
         for key in KEYS {
             assert_eq!(key.name.split('.').count(), 2, "{}", key.name);
-            assert!(["CONNECTOR_", "VARIANCE_"].iter().any(|start| key.variable().starts_with(start)));
+            assert!(["CONNECTOR_", "VARIANCE_", "POSTHOG_"].iter().any(|start| key.variable().starts_with(start)));
             assert!(!key.doc.contains(['|', '\n']), "{} goes into a table", key.name);
         }
     }

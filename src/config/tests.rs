@@ -10,6 +10,11 @@ mod secrets;
 
 const URL: (&str, &str) = ("VARIANCE_WEBHOOK_URL", "https://variance.example/hook");
 const AUTHORIZATION: (&str, &str) = ("VARIANCE_AUTHORIZATION", "Bearer s3cr3t-of-variance");
+const POSTHOG: [(&str, &str); 3] = [
+    ("POSTHOG_URL", "https://us.posthog.com"),
+    ("POSTHOG_PROJECT_ID", "12345"),
+    ("POSTHOG_API_KEY", "phx_s3cret-of-posthog"),
+];
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// A configuration in the making: the required settings are there until they are taken out.
@@ -91,6 +96,8 @@ fn the_two_required_settings_suffice() {
     assert!(config.service.auth.tokens.is_empty() && config.service.auth.signing_secrets.is_empty());
     assert_eq!(warnings, [""; 0]);
     let names: Vec<_> = settings.iter().map(|setting| setting.key.name).collect();
+    let posthog = posthog(&Flags::default(), POSTHOG.map(|(name, value)| (name.into(), value.into()))).unwrap();
+    let names: Vec<_> = names.into_iter().chain(posthog.settings.iter().map(|setting| setting.key.name)).collect();
     let keys: Vec<_> = KEYS.iter().map(|key| key.name).collect();
     assert_eq!(names, keys, "every key of the table is read");
 }
@@ -254,4 +261,36 @@ fn the_address_alone_is_read_whatever_is_wrong_with_the_rest() {
     assert_eq!(listen(&given.flags, given.variables.clone()).unwrap().port(), 9);
     let given = given.without("CONNECTOR_LISTEN");
     assert!(listen(&given.flags, given.variables.clone()).unwrap_err().to_string().contains("/no/such/file"));
+}
+
+#[test]
+fn the_way_to_posthogs_api_is_read_alone() {
+    let read = |variables: &[(&str, &str)]| {
+        posthog(&Flags::default(), variables.iter().map(|(name, value)| (name.into(), value.into())))
+    };
+    let loaded = read(&POSTHOG).unwrap();
+    assert_eq!((loaded.config.url.as_str(), loaded.config.project_id), ("https://us.posthog.com/", 12345));
+    assert_eq!(loaded.config.api_key.expose(), "phx_s3cret-of-posthog");
+    assert!(!format!("{loaded:?}").contains("s3cret"));
+
+    let missing = read(&[]).unwrap_err().problems;
+    assert_eq!(missing.len(), 3);
+    let wrong = [
+        ("POSTHOG_URL", "https://us.posthog.com/?a=b", "posthog.url (environment variable POSTHOG_URL) is "),
+        (
+            "POSTHOG_PROJECT_ID",
+            "phc_abc",
+            "posthog.project_id (environment variable POSTHOG_PROJECT_ID) is \"phc_abc\"",
+        ),
+        ("POSTHOG_API_KEY", "two words", "posthog.api_key (environment variable POSTHOG_API_KEY) must be a personal"),
+    ];
+    let problems = read(&wrong.map(|(name, value, _)| (name, value))).unwrap_err().problems;
+    for ((_, value, start), problem) in wrong.iter().zip(&problems) {
+        assert!(problem.starts_with(start), "{value}: {problem}");
+    }
+    let plain = read(&[("POSTHOG_URL", "http://posthog.example"), POSTHOG[1], POSTHOG[2]]).unwrap();
+    assert_eq!(
+        plain.warnings,
+        ["posthog.url (environment variable POSTHOG_URL) is plain http: events and the key can be read on their way"]
+    );
 }

@@ -8,6 +8,7 @@ use url::{Host, Position, Url};
 
 use crate::{
     mapping::{Format, NamePattern},
+    secret::Secret,
     variance::Call,
 };
 
@@ -64,10 +65,14 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
 }
 
 pub(super) fn webhook_url(text: &str) -> Result<Url, String> {
+    web_url(text).ok_or_else(|| "the http or https URL from Variance > Integrations > PostHog".to_owned())
+}
+
+/// A URL that a request can go to.
+fn web_url(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     // A URL may be longer, and its host have other characters, than a request can.
-    let url = url.filter(|url| url.as_str().parse::<Uri>().is_ok());
-    url.ok_or_else(|| "the http or https URL from Variance > Integrations > PostHog".to_owned())
+    url.filter(|url| url.as_str().parse::<Uri>().is_ok())
 }
 
 /// Whether the URL's user and password, if any, were removed.
@@ -121,6 +126,26 @@ pub(super) fn call(text: &str) -> Result<Call, String> {
 pub(super) fn name_pattern(text: &str) -> Result<NamePattern, String> {
     let pattern = text.parse().ok().filter(|_| !text.is_empty());
     pattern.ok_or_else(|| "names of events, or `prefix*`".to_owned())
+}
+
+pub(super) fn property_pattern(text: &str) -> Result<NamePattern, String> {
+    let pattern = text.strip_prefix('$').filter(|rest| !matches!(*rest, "" | "*")).and_then(|_| text.parse().ok());
+    pattern.ok_or_else(|| "names of properties that start with `$`, or `$prefix*`".to_owned())
+}
+
+pub(super) fn posthog_url(text: &str) -> Result<Url, String> {
+    let url =
+        web_url(text).filter(|url| url.query().is_none() && url.username().is_empty() && url.password().is_none());
+    url.ok_or_else(|| r#"the http or https URL of PostHog's application, such as "https://us.posthog.com""#.to_owned())
+}
+
+pub(super) fn project_id(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a whole number, such as 12345 in https://us.posthog.com/project/12345".to_owned())
+}
+
+pub(super) fn api_key(text: &str) -> Result<Secret, String> {
+    let is_usable = !text.is_empty() && text.chars().all(|character| character.is_ascii_graphic());
+    is_usable.then(|| Secret::new(text)).ok_or_else(|| "a personal API key of PostHog, such as `phx_…`".to_owned())
 }
 
 /// Any text but none.

@@ -17,13 +17,7 @@ fn arrived() -> SystemTime {
 }
 
 fn settings() -> MappingSettings {
-    MappingSettings {
-        format: Format::Variance,
-        calls: Call::ALL.to_vec(),
-        exclude: Vec::new(),
-        person_traits: false,
-        account_group: None,
-    }
+    MappingSettings { calls: Call::ALL.to_vec(), ..MappingSettings::default() }
 }
 
 /// The only message of a body, as text.
@@ -227,6 +221,7 @@ proptest! {
             exclude: exclude.iter().map(|pattern| pattern.parse().unwrap()).collect(),
             person_traits,
             account_group: account_group.map(str::to_owned),
+            ..MappingSettings::default()
         };
         let expected = reference::expected(&settings, &serde_json::from_str(&body).unwrap());
         let message = map(&settings, &body).ok();

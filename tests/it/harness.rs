@@ -11,11 +11,10 @@ use variance_connector::{
     auth::AuthSettings,
     backoff::Backoff,
     destination::{Authorization, DestinationSettings},
-    mapping::{self, Format},
+    mapping,
     outbox::{self, Outbox, Pacing},
     server,
     service::{self, ServiceSettings},
-    variance::Call,
 };
 
 use crate::variance::Variance;
@@ -59,13 +58,7 @@ impl Service {
                 head_timeout: server::HEAD_TIMEOUT,
             },
             auth: AuthSettings::default(),
-            mapping: mapping::MappingSettings {
-                format: Format::Variance,
-                calls: vec![Call::Capture, Call::Page, Call::Identify, Call::Alias],
-                exclude: Vec::new(),
-                person_traits: false,
-                account_group: None,
-            },
+            mapping: mapping::MappingSettings::default(),
             destination: DestinationSettings {
                 webhook_url: variance.url().parse().unwrap(),
                 authorization: Authorization { value: authorization, file: None },

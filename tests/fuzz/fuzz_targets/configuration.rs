@@ -89,7 +89,7 @@ fn is_usable(settings: service::ServiceSettings, allows_anonymous: bool) {
     assert!(matches!(webhook_url.scheme(), "http" | "https") && webhook_url.password().is_none());
     assert!(authorization.value.is_sensitive() && !authorization.value.is_empty());
 
-    let mapping::MappingSettings { format: _, calls, exclude: _, person_traits: _, account_group } = mapping;
+    let mapping::MappingSettings { calls, account_group, .. } = mapping;
     assert!(!calls.is_empty() && account_group.is_none_or(|account| !account.is_empty()));
 
     let auth = Auth::new(auth);

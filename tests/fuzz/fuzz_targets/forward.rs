@@ -39,6 +39,7 @@ fuzz_target!(|text: &str| {
         exclude: Vec::new(),
         person_traits: true,
         account_group: Some("company".to_owned()),
+        ..MappingSettings::default()
     };
     let exclude = [NamePattern::Exact("up".to_owned()), NamePattern::Prefix("$p".to_owned())];
     for settings in [everything, MappingSettings { exclude: exclude.to_vec(), ..MappingSettings::default() }] {

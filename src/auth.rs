@@ -6,9 +6,11 @@
 //! lengths may show.
 
 use std::{
-    fmt,
+    fmt, io,
+    path::{Path, PathBuf},
     str::FromStr,
-    time::{Duration, SystemTime},
+    sync::{Arc, RwLock},
+    time::{Duration, Instant, SystemTime},
 };
 
 use base64::{
@@ -20,12 +22,19 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use ring::hmac;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::{json::Raw, metrics::AuthFailureLabel, secret::Secret};
+use crate::{
+    json::Raw,
+    metrics::AuthFailureLabel,
+    secret::{self, Secret},
+};
 
 const CONNECTOR_TOKEN: HeaderName = HeaderName::from_static("x-connector-token");
 
 /// How far a signature's timestamp may be from the time of arrival.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
+
+/// How long the files of credentials are not read again after they were: strangers must not keep the disk busy.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// How many signatures of one request are looked at: a sender that changes its secret sends two.
 const MAX_SIGNATURES: usize = 16;
@@ -39,12 +48,16 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// The credentials that a sender may present; any one of them suffices. Without any, everybody may send.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuthSettings {
     /// Bearer tokens.
     pub tokens: Vec<Token>,
+    /// The file that the tokens were read from, each on its line.
+    pub token_file: Option<PathBuf>,
     /// Standard Webhooks signing secrets.
     pub signing_secrets: Vec<SigningSecret>,
+    /// The file that the signing secrets were read from, likewise.
+    pub signing_secret_file: Option<PathBuf>,
 }
 
 impl AuthSettings {
@@ -57,21 +70,48 @@ impl AuthSettings {
             (false, false) => "token or signature",
         }
     }
+
+    /// The same with what the files hold now.
+    fn read_again(&self) -> io::Result<Self> {
+        let mut settings = self.clone();
+        if let Some(file) = &self.token_file {
+            settings.tokens = read_lines(file, Token::PREFIXES)?;
+        }
+        if let Some(file) = &self.signing_secret_file {
+            settings.signing_secrets = read_lines(file, &[])?;
+        }
+        Ok(settings)
+    }
+}
+
+/// The credentials in a file.
+fn read_lines<T: FromStr<Err = &'static str>>(file: &Path, prefixes: &[&str]) -> io::Result<Vec<T>> {
+    let text = secret::read(file)?;
+    let credentials = secret::lines(&text).map(|line| secret::repaired(line, prefixes).0.parse());
+    credentials.collect::<Result<_, _>>().map_err(|right| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("each line of {} must be {right}", file.display()))
+    })
 }
 
 /// A bearer token of at least 16 characters.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token(Secret);
 
 /// The key of a Standard Webhooks signature: at least 24 bytes, in base64, with or without `whsec_` before it.
 #[derive(Clone)]
-pub struct SigningSecret(hmac::Key);
+pub struct SigningSecret {
+    key: hmac::Key,
+    text: Secret,
+}
 
-/// The judge of credentials.
+/// The judge of credentials. Clones share them. Those that came from a file are read again when a sender presents one that
+/// is not known, at most once in 10 s, so that they can be changed while the service runs.
 #[derive(Clone)]
-pub struct Auth {
-    tokens: Vec<Token>,
-    signing_secrets: Vec<SigningSecret>,
+pub struct Auth(Arc<RwLock<Current>>);
+
+struct Current {
+    settings: Arc<AuthSettings>,
+    read_again: Option<Instant>,
 }
 
 /// What the headers of a request that is not denied say about its sender.
@@ -144,8 +184,13 @@ impl From<Denied> for AuthFailureLabel {
 
 impl Auth {
     /// A judge that accepts these credentials, or everybody if there are none.
-    pub fn new(AuthSettings { tokens, signing_secrets }: AuthSettings) -> Self {
-        Self { tokens, signing_secrets }
+    pub fn new(settings: AuthSettings) -> Self {
+        Self(Arc::new(RwLock::new(Current { settings: Arc::new(settings), read_again: None })))
+    }
+
+    /// Judges by other credentials from now on.
+    pub fn reload(&self, settings: AuthSettings) {
+        self.0.write().expect(NO_PANIC).settings = Arc::new(settings);
     }
 
     /// Judges a request by its headers, which arrived at `now`. `takes_api_key` says whether its route is one where an
@@ -154,25 +199,27 @@ impl Auth {
     /// # Errors
     /// When the sender may not send, whatever the body says.
     pub fn judge_head(&self, headers: &HeaderMap, now: SystemTime, takes_api_key: bool) -> Result<Proof, Denied> {
-        if self.tokens.is_empty() && self.signing_secrets.is_empty() {
-            return Ok(Proof::Proven);
-        }
-        let mut token_is_right = Choice::from(0);
-        for candidate in header_tokens(headers) {
-            token_is_right |= self.is_token(candidate);
-        }
-        if token_is_right.into() {
+        let is_proven = |settings: &AuthSettings| {
+            let mut is_right =
+                Choice::from(u8::from(settings.tokens.is_empty() && settings.signing_secrets.is_empty()));
+            for candidate in header_tokens(headers) {
+                is_right |= settings.is_token(candidate);
+            }
+            is_right.into()
+        };
+        if self.prove(header_tokens(headers).next().is_some(), is_proven) {
             return Ok(Proof::Proven);
         }
 
-        let signed = match self.signing_secrets.is_empty() {
+        let AuthSettings { tokens, signing_secrets, .. } = &*self.settings();
+        let signed = match signing_secrets.is_empty() {
             true => Err(Denied::NoSignature),
             false => Signed::of(headers).and_then(|signed| signed.check_age(now)),
         };
-        let api_key = takes_api_key && !self.tokens.is_empty();
+        let api_key = takes_api_key && !tokens.is_empty();
         let otherwise = match signed {
             Ok(()) => Denied::WrongSignature,
-            Err(Denied::NoSignature) if self.tokens.is_empty() => Denied::NoSignature,
+            Err(Denied::NoSignature) if tokens.is_empty() => Denied::NoSignature,
             Err(Denied::NoSignature) if header_tokens(headers).next().is_some() => Denied::WrongToken,
             Err(Denied::NoSignature) if api_key => Denied::NoApiKey,
             Err(Denied::NoSignature) => Denied::NoToken,
@@ -186,7 +233,8 @@ impl Auth {
 
     /// Whether the `api_key` of a body's envelope is one of the tokens.
     pub fn api_key_is_valid(&self, api_key: Raw<'_>) -> bool {
-        api_key.as_text().is_some_and(|text| self.is_token(&text.unescaped()).into())
+        let Some(text) = api_key.as_text() else { return false };
+        self.prove(true, |settings| settings.is_token(&text.unescaped()).into())
     }
 
     /// Whether the headers hold a signature of `body`, the bytes as they were received, by one of the signing secrets.
@@ -194,20 +242,60 @@ impl Auth {
     /// Its age is [`Self::judge_head`]'s affair, since a body may take its time to arrive.
     pub fn signature_is_valid(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         let Ok(signed) = Signed::of(headers) else { return false };
-        let mut is_right = Choice::from(0);
-        for SigningSecret(key) in &self.signing_secrets {
-            let mut content = hmac::Context::with_key(key);
-            for part in [signed.id, b".", signed.timestamp, b".", body] {
-                content.update(part);
+        self.prove(true, |settings| {
+            let mut is_right = Choice::from(0);
+            for SigningSecret { key, .. } in &settings.signing_secrets {
+                let mut content = hmac::Context::with_key(key);
+                for part in [signed.id, b".", signed.timestamp, b".", body] {
+                    content.update(part);
+                }
+                let right = content.sign();
+                for signature in &signed.signatures {
+                    is_right |= signature.ct_eq(right.as_ref());
+                }
             }
-            let right = content.sign();
-            for signature in &signed.signatures {
-                is_right |= signature.ct_eq(right.as_ref());
-            }
-        }
-        is_right.into()
+            is_right.into()
+        })
     }
 
+    /// Whether the credentials prove a sender, those that the files hold now included if it presents another one.
+    fn prove(&self, presents_any: bool, is_proven: impl Fn(&AuthSettings) -> bool) -> bool {
+        let is_proven = |settings: Arc<AuthSettings>| is_proven(&settings);
+        is_proven(self.settings()) || presents_any && self.read_again(Instant::now()) && is_proven(self.settings())
+    }
+
+    fn settings(&self) -> Arc<AuthSettings> {
+        Arc::clone(&self.0.read().expect(NO_PANIC).settings)
+    }
+
+    /// Reads the files again, unless that was done a moment ago. True if that has changed the credentials.
+    fn read_again(&self, now: Instant) -> bool {
+        let Current { settings, read_again } = &mut *self.0.write().expect(NO_PANIC);
+        let has_file = settings.token_file.is_some() || settings.signing_secret_file.is_some();
+        if !has_file || read_again.is_some_and(|last| now.duration_since(last) < READ_AGAIN_AFTER) {
+            return false;
+        }
+        *read_again = Some(now);
+        match settings.read_again() {
+            Ok(read) if read == **settings => false,
+            Ok(read) => {
+                *settings = Arc::new(read);
+                let AuthSettings { tokens, signing_secrets, .. } = &**settings;
+                let (tokens, signing_secrets) = (tokens.len(), signing_secrets.len());
+                tracing::info!(tokens, signing_secrets, "the senders' credentials were read again: they have changed");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the senders' credentials could not be read again: those that were read before count");
+                false
+            }
+        }
+    }
+}
+
+const NO_PANIC: &str = "no panic while it is held";
+
+impl AuthSettings {
     fn is_token(&self, candidate: &[u8]) -> Choice {
         let mut is_token = Choice::from(0);
         for Token(token) in &self.tokens {
@@ -219,10 +307,8 @@ impl Auth {
 
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Auth")
-            .field("tokens", &self.tokens.len())
-            .field("signing_secrets", &self.signing_secrets.len())
-            .finish()
+        let AuthSettings { tokens, signing_secrets, .. } = &*self.settings();
+        f.debug_struct("Auth").field("tokens", &tokens.len()).field("signing_secrets", &signing_secrets.len()).finish()
     }
 }
 
@@ -279,6 +365,11 @@ impl<'h> Signed<'h> {
     }
 }
 
+impl Token {
+    /// What is pasted along with tokens, and is no part of them.
+    pub const PREFIXES: &[&str] = &["Authorization:", "X-Connector-Token:", "Bearer "];
+}
+
 impl FromStr for Token {
     type Err = &'static str;
 
@@ -301,7 +392,13 @@ impl FromStr for SigningSecret {
         if key.len() < 24 {
             return Err("a signing secret of at least 24 bytes in base64, such as `whsec_…`");
         }
-        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
+        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), text: Secret::new(text) })
+    }
+}
+
+impl PartialEq for SigningSecret {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
     }
 }
 

@@ -284,7 +284,8 @@ fn auth(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<Aut
     let tokens = reader.secrets(&TOKEN, &TOKEN_FILE);
     let signing_secrets = reader.secrets(&SIGNING_SECRET, &SIGNING_SECRET_FILE);
     let allow_anonymous = reader.get(&ALLOW_ANONYMOUS);
-    let settings = AuthSettings { tokens: tokens?, signing_secrets: signing_secrets? };
+    let ((tokens, token_file), (signing_secrets, signing_secret_file)) = (tokens?, signing_secrets?);
+    let settings = AuthSettings { tokens, token_file, signing_secrets, signing_secret_file };
     let (listen, allow_anonymous) = (listen?, allow_anonymous?);
     let has_credential = !settings.tokens.is_empty() || !settings.signing_secrets.is_empty();
     if has_credential || listen.ip().to_canonical().is_loopback() {

@@ -1,4 +1,4 @@
-//! Text that must not be printed, and the files that hold it.
+//! Text that must not be printed, the files that hold it, and what is pasted along with it by mistake.
 
 use std::{fmt, fs, io, path::Path};
 
@@ -33,5 +33,88 @@ pub fn read(file: &Path) -> io::Result<String> {
     match text.trim_end() {
         "" => Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty")),
         text => Ok(text.to_owned()),
+    }
+}
+
+/// The lines of such a file that hold something.
+pub fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim().is_empty())
+}
+
+/// A secret without what was pasted along with it and cannot be part of it: invisible characters, white space and quotation
+/// marks around it, and `prefixes` such as the name of its header. Tells what there was, for a warning.
+pub fn repaired(text: &str, prefixes: &[&str]) -> (String, Vec<String>) {
+    let mut flaws = Vec::new();
+    let visible: String = text.chars().filter(|character| !is_invisible(*character)).collect();
+    if visible.len() < text.len() {
+        flaws.push("invisible characters".to_owned());
+    }
+    let mut rest = visible.trim();
+    if rest.len() < visible.len() {
+        flaws.push("white space around it".to_owned());
+    }
+    if let Some(inner) = unquoted(rest) {
+        flaws.push("quotation marks".to_owned());
+        rest = inner.trim();
+    }
+    for prefix in prefixes {
+        let split = rest.split_at_checked(prefix.len());
+        if let Some((start, end)) = split.filter(|(start, _)| start.eq_ignore_ascii_case(prefix)) {
+            flaws.push(format!("`{}`", start.trim()));
+            rest = end.trim();
+        }
+    }
+    (rest.to_owned(), flaws)
+}
+
+/// What stands between two quotation marks of one kind, if they can only be meant to surround it: Docker's `--env-file`
+/// keeps those that a shell would take off.
+pub fn unquoted(text: &str) -> Option<&str> {
+    ['"', '\''].into_iter().find_map(|mark| {
+        let inner = text.strip_prefix(mark)?.strip_suffix(mark)?;
+        (!inner.contains(mark)).then_some(inner)
+    })
+}
+
+/// A byte order mark, or what web pages and word processors put between letters unseen.
+fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{feff}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{00ad}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_pasted_along_with_a_secret_is_taken_off_and_told() {
+        let header = &["Authorization:"][..];
+        let token = &["Authorization:", "Bearer "][..];
+        for (text, prefixes, secret, flaws) in [
+            ("Bearer abc", header, "Bearer abc", &[][..]),
+            ("Bearer abc\n", header, "Bearer abc", &["white space around it"]),
+            ("\"Bearer abc\"", header, "Bearer abc", &["quotation marks"]),
+            ("' Bearer abc'", header, "Bearer abc", &["quotation marks"]),
+            ("authorization:Bearer abc", header, "Bearer abc", &["`authorization:`"]),
+            (
+                "'Authorization: Bearer abc'\r\n",
+                header,
+                "Bearer abc",
+                &["white space around it", "quotation marks", "`Authorization:`"],
+            ),
+            ("Authorization: Bearer abc", token, "abc", &["`Authorization:`", "`Bearer`"]),
+            ("\u{feff}abc\u{200b}def", token, "abcdef", &["invisible characters"]),
+            ("\u{a0}abc", token, "abc", &["white space around it"]),
+            // What could be meant so stays.
+            ("\"abc", header, "\"abc", &[]),
+            ("\"", header, "\"", &[]),
+            ("Custom id=\"a\", key=\"b\"", header, "Custom id=\"a\", key=\"b\"", &[]),
+            ("\"a\"b\"", header, "\"a\"b\"", &[]),
+            ("Bearer", token, "Bearer", &[]),
+            ("bäärer abc", token, "bäärer abc", &[]),
+            ("", token, "", &[]),
+        ] {
+            let (repaired, told) = repaired(text, prefixes);
+            assert_eq!((&*repaired, told), (secret, flaws.iter().map(|flaw| (*flaw).to_owned()).collect()), "{text:?}");
+        }
     }
 }

@@ -21,6 +21,7 @@ fn auth(tokens: &[&str], signing_secrets: &[&str]) -> Auth {
     Auth::new(AuthSettings {
         tokens: tokens.iter().map(|token| token.parse().unwrap()).collect(),
         signing_secrets: signing_secrets.iter().map(|secret| secret.parse().unwrap()).collect(),
+        ..AuthSettings::default()
     })
 }
 
@@ -33,7 +34,7 @@ fn signed(id: &str, timestamp: &str, signature: &str) -> HeaderMap {
 }
 
 fn sign(secret: &str, id: &str, timestamp: &str, body: &[u8]) -> String {
-    let SigningSecret(key) = secret.parse().unwrap();
+    let SigningSecret { key, .. } = secret.parse().unwrap();
     let content = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
     format!("v1,{}", BASE64.encode(hmac::sign(&key, &content)))
 }
@@ -266,13 +267,60 @@ fn credentials_that_are_too_weak_are_not_taken() {
 
 #[test]
 fn nothing_that_is_printed_holds_a_credential() {
-    let settings =
-        AuthSettings { tokens: vec![TOKEN.parse().unwrap()], signing_secrets: vec![SECRET.parse().unwrap()] };
+    let settings = AuthSettings {
+        tokens: vec![TOKEN.parse().unwrap()],
+        signing_secrets: vec![SECRET.parse().unwrap()],
+        ..AuthSettings::default()
+    };
     assert_eq!(
         format!("{settings:?} {:?}", Auth::new(settings.clone())),
-        "AuthSettings { tokens: [Token([hidden])], signing_secrets: [SigningSecret([hidden])] } \
+        "AuthSettings { tokens: [Token([hidden])], token_file: None, signing_secrets: [SigningSecret([hidden])], \
+         signing_secret_file: None } \
          Auth { tokens: 1, signing_secrets: 1 }"
     );
+}
+
+#[test]
+fn credentials_of_a_file_are_read_again_when_a_sender_presents_an_unknown_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let [token_file, signing_secret_file] = ["tokens", "secrets"].map(|name| folder.path().join(name));
+    let write = |file, text: &str| std::fs::write(file, text).unwrap();
+    write(&token_file, TOKEN);
+    write(&signing_secret_file, SECRET);
+    let settings = AuthSettings {
+        tokens: vec![TOKEN.parse().unwrap()],
+        token_file: Some(token_file.clone()),
+        signing_secrets: vec![SECRET.parse().unwrap()],
+        signing_secret_file: Some(signing_secret_file.clone()),
+    };
+    let bearer = |token: &str| headers(&[("authorization", &format!("Bearer {token}"))]);
+    let is_proven = |auth: &Auth, token: &str| auth.judge_head(&bearer(token), now(), false) == Ok(Proof::Proven);
+    let timestamp = &*TIMESTAMP.to_string();
+    let by_other = signed(ID, timestamp, &sign(OTHER_SECRET, ID, timestamp, BODY));
+
+    let auth = Auth::new(settings.clone());
+    write(&token_file, &format!("{TOKEN}\n\n Authorization: Bearer {OTHER_TOKEN}\n"));
+    assert!(is_proven(&auth, TOKEN) && is_proven(&auth, OTHER_TOKEN));
+    write(&token_file, "a-third-token-of-the-file");
+    assert!(!is_proven(&auth, "a-third-token-of-the-file"), "it was read a moment ago");
+    assert!(is_proven(&auth, TOKEN));
+
+    let api_key = format!("\"{OTHER_TOKEN}\"");
+    write(&token_file, OTHER_TOKEN);
+    assert!(Auth::new(settings.clone()).api_key_is_valid(Raw::parse(&api_key).unwrap()));
+    write(&signing_secret_file, OTHER_SECRET);
+    assert!(Auth::new(settings.clone()).signature_is_valid(&by_other, BODY));
+
+    // What nobody doubts is not read, and what cannot be read changes nothing.
+    let auth = Auth::new(settings);
+    assert!(is_proven(&auth, TOKEN));
+    write(&token_file, "short");
+    assert!(!is_proven(&auth, "short") && is_proven(&auth, TOKEN));
+    assert!(!auth.signature_is_valid(&by_other, BODY), "all files or none");
+    let ten_seconds_later = Instant::now() + READ_AGAIN_AFTER;
+    write(&token_file, OTHER_TOKEN);
+    assert!(auth.read_again(ten_seconds_later) && !auth.read_again(ten_seconds_later));
+    assert!(!is_proven(&auth, TOKEN) && is_proven(&auth, OTHER_TOKEN) && auth.signature_is_valid(&by_other, BODY));
 }
 
 proptest! {

@@ -176,7 +176,7 @@ fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
             shutdown_grace: Duration::from_secs(2),
             ..ServerSettings::default()
         },
-        auth: AuthSettings { tokens: vec![TOKEN.parse().expect("long enough")], signing_secrets: Vec::new() },
+        auth: AuthSettings { tokens: vec![TOKEN.parse().expect("long enough")], ..AuthSettings::default() },
         mapping,
         destination: DestinationSettings {
             webhook_url: format!("http://{variance}/webhooks/posthog").parse().expect("an address makes a URL"),

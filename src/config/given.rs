@@ -40,6 +40,15 @@ impl Value {
     }
 }
 
+impl Origin {
+    pub(super) fn secret_file(&self) -> Option<PathBuf> {
+        match self {
+            Self::SecretFile(path) => Some(path.clone()),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -45,9 +45,13 @@ pub(super) static TOKEN: Row<Token> = Row::new("server.token", &["CONNECTOR_TOKE
     .shown(Shown::Masked)
     .doc("The token that senders must present, of at least 16 characters; several while it is changed.");
 
-pub(super) static TOKEN_FILE: Row<PathBuf> =
-    Row::new("server.token_file", &["CONNECTOR_TOKEN_FILE"], Kind::Text, values::path)
-        .doc("A file with that token, or with several, each on its line.");
+pub(super) static TOKEN_FILE: Row<PathBuf> = Row::new(
+    "server.token_file",
+    &["CONNECTOR_TOKEN_FILE"],
+    Kind::Text,
+    values::path,
+)
+.doc("A file with that token, or with several, each on its line. It is read again when a sender presents another one.");
 
 pub(super) static SIGNING_SECRET: Row<SigningSecret> =
     Row::new("server.signing_secret", &["CONNECTOR_SIGNING_SECRET"], Kind::List, values::parsed)
@@ -56,7 +60,7 @@ pub(super) static SIGNING_SECRET: Row<SigningSecret> =
 
 pub(super) static SIGNING_SECRET_FILE: Row<PathBuf> =
     Row::new("server.signing_secret_file", &["CONNECTOR_SIGNING_SECRET_FILE"], Kind::Text, values::path)
-        .doc("A file with that secret, or with several, each on its line.");
+        .doc("A file with that secret, or with several, each on its line. It is read again likewise.");
 
 pub(super) static ALLOW_ANONYMOUS: Row<bool> =
     Row::new("server.allow_anonymous", &["CONNECTOR_ALLOW_ANONYMOUS"], Kind::Flag, values::flag)

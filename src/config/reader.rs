@@ -58,26 +58,23 @@ impl Reader {
         let Some(Given { value, origin }) = self.find_secret(key, file)? else { return Ok(None) };
         let text = value.into_text();
         let value = parse(&text).map_err(|right| self.wrong(key, &origin, &text, &right))?;
-        self.note(key, Some(shown(key, &text)), origin.clone());
-        let file = match origin {
-            Origin::SecretFile(path) => Some(path),
-            _ => None,
-        };
+        let file = origin.secret_file();
+        self.note(key, Some(shown(key, &text)), origin);
         Ok(Some((value, file)))
     }
 
-    /// Any number of secrets; in a file, each has a line.
+    /// Any number of secrets, and the file that they were read from, where each has a line.
     pub(super) fn secrets<T>(
         &mut self,
         Row { key, parse }: &'static Row<T>,
         file: &'static Row<PathBuf>,
-    ) -> Result<Vec<T>, Reported> {
-        let Some(mut given) = self.find_secret(key, file)? else { return Ok(Vec::new()) };
-        if let (Value::One(text), Origin::SecretFile(_)) = (&given.value, &given.origin) {
-            let lines = text.lines().filter(|line| !line.trim().is_empty());
-            given.value = Value::Many(lines.map(str::to_owned).collect());
+    ) -> Result<(Vec<T>, Option<PathBuf>), Reported> {
+        let Some(mut given) = self.find_secret(key, file)? else { return Ok((Vec::new(), None)) };
+        let file = given.origin.secret_file();
+        if let (Value::One(text), Some(_)) = (&given.value, &file) {
+            given.value = Value::Many(secret::lines(text).map(str::to_owned).collect());
         }
-        self.elements(key, given, *parse)
+        Ok((self.elements(key, given, *parse)?, file))
     }
 
     /// Notes what is possible, but most likely not meant.

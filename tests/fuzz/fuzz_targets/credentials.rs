@@ -30,6 +30,7 @@ static AUTH: LazyLock<Auth> = LazyLock::new(|| {
     Auth::new(AuthSettings {
         tokens: vec!["a token that no fuzzer will come upon".parse().expect("long enough")],
         signing_secrets: vec![STANDARD.encode(SIGNING_KEY).parse().expect("long enough")],
+        ..AuthSettings::default()
     })
 });
 

@@ -32,6 +32,8 @@ COPY --from=build /build/target/release/variance-connector /usr/local/bin/varian
 
 # The health check reads this variable too, so the address is changed here and not by --listen.
 ENV CONNECTOR_LISTEN=0.0.0.0:8080
+# Says where it runs, by systemd's convention: what holds for containers alone is warned of there alone.
+ENV container=oci
 EXPOSE 8080
 # `nonroot` by number, for orchestrators that must see that it is not root. It owns no file here and writes none.
 USER 65532:65532

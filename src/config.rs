@@ -272,7 +272,7 @@ fn server(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<S
             reader.warn(format!("{name} is not under {end}: PostHog gives up then, and never sees the reply"));
         }
     }
-    if settings.shutdown_grace > DOCKER_KILLS {
+    if settings.shutdown_grace > DOCKER_KILLS && reader.is_in_container() {
         let (name, end) = (reader.named(&SHUTDOWN_GRACE.key), humantime::format_duration(DOCKER_KILLS));
         reader.warn(format!("{name} is more than {end}: Docker kills then unless told otherwise (`--stop-timeout`)"));
     }

@@ -24,6 +24,9 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The name of a flaw in a text.
+pub const QUOTATION_MARKS: &str = "quotation marks";
+
 /// The text of a file that holds a secret, without the white space at its end, which editors and `echo` leave there.
 ///
 /// # Errors
@@ -54,7 +57,7 @@ pub fn repaired(text: &str, prefixes: &[&str]) -> (String, Vec<String>) {
         flaws.push("white space around it".to_owned());
     }
     if let Some(inner) = unquoted(rest) {
-        flaws.push("quotation marks".to_owned());
+        flaws.push(QUOTATION_MARKS.to_owned());
         rest = inner.trim();
     }
     for prefix in prefixes {
@@ -65,6 +68,23 @@ pub fn repaired(text: &str, prefixes: &[&str]) -> (String, Vec<String>) {
         }
     }
     (rest.to_owned(), flaws)
+}
+
+/// What is seen of a wrong secret without showing any of it, as the end of a sentence.
+pub fn described(text: &str) -> String {
+    let length = text.chars().count();
+    let odd = text.char_indices().find(|(_, character)| !character.is_ascii_graphic() && *character != ' ');
+    match (text.chars().next(), odd) {
+        (None, _) => "it is empty".to_owned(),
+        (Some('"' | '\''), _) => "it begins with a quotation mark that nothing closes".to_owned(),
+        (_, Some((_, '\n' | '\r'))) => "it has more than one line".to_owned(),
+        (_, Some((_, odd))) if odd.is_control() => format!("it has a control character (U+{:04X})", u32::from(odd)),
+        (_, Some((at, _))) => {
+            format!("it has {length} characters, and number {} is no ASCII", text[..at].chars().count() + 1)
+        }
+        (_, _) if length == 1 => "it has 1 character".to_owned(),
+        (_, _) => format!("it has {length} characters"),
+    }
 }
 
 /// What stands between two quotation marks of one kind, if they can only be meant to surround it: Docker's `--env-file`
@@ -84,6 +104,21 @@ fn is_invisible(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_seen_of_a_wrong_secret_shows_none_of_it() {
+        for (text, description) in [
+            ("", "it is empty"),
+            ("a", "it has 1 character"),
+            ("tooshort", "it has 8 characters"),
+            ("\"open", "it begins with a quotation mark that nothing closes"),
+            ("two\nlines", "it has more than one line"),
+            ("bell\u{7}", "it has a control character (U+0007)"),
+            ("Bearer schlüssel", "it has 16 characters, and number 12 is no ASCII"),
+        ] {
+            assert_eq!(described(text), description);
+        }
+    }
 
     #[test]
     fn what_was_pasted_along_with_a_secret_is_taken_off_and_told() {

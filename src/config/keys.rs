@@ -9,6 +9,7 @@ use url::Url;
 use super::values;
 use crate::{
     auth::{SigningSecret, Token},
+    destination::Authorization,
     mapping::{Format, NamePattern},
     secret::Secret,
     telemetry::{self, Directives},
@@ -26,6 +27,7 @@ pub(super) static WEBHOOK_URL: Row<Url> =
 pub(super) static AUTHORIZATION: Row<HeaderValue> =
     Row::new("variance.authorization", &["VARIANCE_AUTHORIZATION"], Kind::Text, values::authorization)
         .shown(Shown::Masked)
+        .pasted_with(Authorization::PREFIXES)
         .doc("The whole value of the `Authorization` header that Variance asks for. Required, here or in a file.");
 
 pub(super) static AUTHORIZATION_FILE: Row<PathBuf> =
@@ -43,6 +45,7 @@ pub(super) static LISTEN: Row<SocketAddr> =
 
 pub(super) static TOKEN: Row<Token> = Row::new("server.token", &["CONNECTOR_TOKEN"], Kind::List, values::parsed)
     .shown(Shown::Masked)
+    .pasted_with(Token::PREFIXES)
     .doc("The token that senders must present, of at least 16 characters; several while it is changed.");
 
 pub(super) static TOKEN_FILE: Row<PathBuf> = Row::new(
@@ -155,6 +158,7 @@ pub(super) static POSTHOG_PROJECT_ID: Row<u64> =
 pub(super) static POSTHOG_API_KEY: Row<Secret> =
     Row::new("posthog.api_key", &["POSTHOG_API_KEY"], Kind::Text, values::api_key)
         .shown(Shown::Masked)
+        .pasted_with(Token::PREFIXES)
         .doc("A personal API key (`phx_…`) with the scope `query:read`.");
 
 pub(super) static POSTHOG_API_KEY_FILE: Row<PathBuf> =
@@ -208,6 +212,7 @@ pub struct Key {
     pub doc: &'static str,
     pub(super) kind: Kind,
     pub(super) shown: Shown,
+    pub(super) pasted_with: &'static [&'static str],
 }
 
 /// A setting whose values, or the elements of whose lists, are `T`.
@@ -245,7 +250,7 @@ type Names = &'static [&'static str];
 
 impl<T> Row<T> {
     const fn new(name: &'static str, variables: Names, kind: Kind, parse: Parse<T>) -> Self {
-        let key = Key { name, variables, default: None, doc: "", kind, shown: Shown::Plainly };
+        let key = Key { name, variables, default: None, doc: "", kind, shown: Shown::Plainly, pasted_with: &[] };
         Self { key, parse }
     }
 
@@ -256,6 +261,12 @@ impl<T> Row<T> {
 
     const fn doc(mut self, doc: &'static str) -> Self {
         self.key.doc = doc;
+        self
+    }
+
+    /// What is pasted along with a secret, and is no part of it.
+    const fn pasted_with(mut self, prefixes: &'static [&'static str]) -> Self {
+        self.key.pasted_with = prefixes;
         self
     }
 
@@ -289,7 +300,7 @@ impl Kind {
 /// The table as text for the command line's help.
 pub fn help() -> String {
     let mut text = String::from("Settings, by environment variable or in the file:\n");
-    for Key { name, variables, default, doc, kind: _, shown: _ } in KEYS {
+    for Key { name, variables, default, doc, kind: _, shown: _, pasted_with: _ } in KEYS {
         let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
         write!(text, "\n  {} ({name}){default}\n      {doc}", variables.join(", ")).expect("a string takes all");
     }

@@ -35,12 +35,8 @@ impl Reader {
 
     /// A setting without a default.
     pub(super) fn option<T>(&mut self, Row { key, parse }: &'static Row<T>) -> Result<Option<T>, Reported> {
-        let Some(Given { value, origin }) = self.find(key)? else { return Ok(None) };
-        let text = value.into_text();
-        let text = text.trim();
-        let value = parse(text).map_err(|right| self.wrong(key, &origin, text, &right))?;
-        self.note(key, Some(shown(key, text)), origin);
-        Ok(Some(value))
+        let given = self.find(key)?;
+        given.map(|given| self.one(key, given, *parse)).transpose()
     }
 
     /// A setting with any number of values.
@@ -55,12 +51,9 @@ impl Reader {
         Row { key, parse }: &'static Row<T>,
         file: &'static Row<PathBuf>,
     ) -> Result<Option<(T, Option<PathBuf>)>, Reported> {
-        let Some(Given { value, origin }) = self.find_secret(key, file)? else { return Ok(None) };
-        let text = value.into_text();
-        let value = parse(&text).map_err(|right| self.wrong(key, &origin, &text, &right))?;
-        let file = origin.secret_file();
-        self.note(key, Some(shown(key, &text)), origin);
-        Ok(Some((value, file)))
+        let Some(given) = self.find_secret(key, file)? else { return Ok(None) };
+        let file = given.origin.secret_file();
+        Ok(Some((self.one(key, given, *parse)?, file)))
     }
 
     /// Any number of secrets, and the file that they were read from, where each has a line.
@@ -77,9 +70,16 @@ impl Reader {
         Ok((self.elements(key, given, *parse)?, file))
     }
 
-    /// Notes what is possible, but most likely not meant.
+    /// Notes what is possible, but most likely not meant, if it is not among the warnings yet.
     pub(super) fn warn(&mut self, warning: String) {
-        self.warnings.push(warning);
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
+    /// True in a container that Docker or Podman stops: its image says so, by systemd's convention, and no Kubernetes runs it.
+    pub(super) fn is_in_container(&self) -> bool {
+        self.sources.has_variable("container") && !self.sources.has_variable("KUBERNETES_SERVICE_HOST")
     }
 
     /// Warns of variables that look as if they were meant for this program.
@@ -148,18 +148,27 @@ impl Reader {
         Ok(Some(Given { value: Value::One(text), origin: Origin::SecretFile(path) }))
     }
 
+    fn one<T>(&mut self, key: &'static Key, given: Given, parse: Parse<T>) -> Result<T, Reported> {
+        let Given { value, origin } = given;
+        let text = self.cleaned(key, &origin, &value.into_text());
+        let value = parse(&text).map_err(|right| self.wrong(key, &origin, &text, &right))?;
+        self.note(key, Some(shown(key, &text)), origin);
+        Ok(value)
+    }
+
     fn elements<T>(&mut self, key: &'static Key, given: Given, parse: Parse<T>) -> Result<Vec<T>, Reported> {
         let Given { value, origin } = given;
         let texts = match value {
             Value::Many(texts) => texts,
             Value::One(text) => {
+                let text = self.cleaned(key, &origin, &text);
                 let parts = text.split(',').filter(|part| !part.trim().is_empty());
                 let texts: Vec<_> = parts.map(str::to_owned).collect();
                 // What is said to be something must not turn out to be nothing.
                 if texts.is_empty() { vec![String::new()] } else { texts }
             }
         };
-        let texts: Vec<_> = texts.iter().map(|text| text.trim()).collect();
+        let texts: Vec<_> = texts.iter().map(|text| self.cleaned(key, &origin, text.trim())).collect();
         let values: Vec<_> =
             texts.iter().map(|text| parse(text).map_err(|right| self.wrong(key, &origin, text, &right))).collect();
         let values = values.into_iter().collect::<Result<_, _>>()?;
@@ -168,11 +177,28 @@ impl Reader {
         Ok(values)
     }
 
+    /// A text without what was given along with it and is no part of it. That is warned of.
+    fn cleaned(&mut self, key: &Key, origin: &Origin, text: &str) -> String {
+        let (cleaned, flaws) = match key.shown {
+            Shown::Plainly => match secret::unquoted(text.trim()).filter(|_| matches!(origin, Origin::Variable(_))) {
+                Some(inner) => (inner.trim().to_owned(), vec![secret::QUOTATION_MARKS.to_owned()]),
+                None => (text.trim().to_owned(), Vec::new()),
+            },
+            Shown::Url | Shown::Masked => secret::repaired(text, key.pasted_with),
+        };
+        if !flaws.is_empty() {
+            let (name, flaws) = (key.name, flaws.join(" and "));
+            self.warn(format!("{name} ({origin}) is used without what was given along with it: {flaws}"));
+        }
+        cleaned
+    }
+
     fn wrong(&mut self, key: &Key, origin: &Origin, text: &str, right: &str) -> Reported {
         let name = key.name;
         self.problem(match key.shown {
             Shown::Plainly => format!("{name} ({origin}) is {text:?}, but must be {right}"),
-            Shown::Url | Shown::Masked => format!("{name} ({origin}) must be {right}"),
+            Shown::Url => format!("{name} ({origin}) must be {right}, but {}", values::described_url(text)),
+            Shown::Masked => format!("{name} ({origin}) must be {right}, but {}", secret::described(text)),
         })
     }
 

@@ -79,6 +79,10 @@ impl Sources {
         }
     }
 
+    pub(super) fn has_variable(&self, name: &str) -> bool {
+        self.variables.contains_key(OsStr::new(name))
+    }
+
     /// What is wrong with the file, even where a flag or a variable comes before it.
     pub(super) fn problems_of_the_file(&self) -> impl Iterator<Item = &str> {
         self.file.problems()

@@ -222,11 +222,6 @@ fn what_is_most_likely_not_meant_is_warned_of() {
             "5min",
             "server.batch_deadline (environment variable CONNECTOR_BATCH_DEADLINE) is not under 5m: PostHog gives up then, and never sees the reply",
         ),
-        (
-            "CONNECTOR_SHUTDOWN_GRACE",
-            "11s",
-            "delivery.shutdown_grace (environment variable CONNECTOR_SHUTDOWN_GRACE) is more than 10s: Docker kills then unless told otherwise (`--stop-timeout`)",
-        ),
         ("CONNECTOR_LISTENN", "x", "unknown environment variable CONNECTOR_LISTENN: did you mean CONNECTOR_LISTEN?"),
         (
             "CONNECTOR_WEBHOOK_URL",
@@ -239,11 +234,64 @@ fn what_is_most_likely_not_meant_is_warned_of() {
         given.variables.push((variable.into(), value.into()));
         assert_eq!(given.warnings(), [warning]);
     }
-    for fine in [("VARIANCE_WEBHOOK_URL", "http://localhost:9/"), ("CONNECTOR_SHUTDOWN_GRACE", "10s")] {
+    for fine in [("VARIANCE_WEBHOOK_URL", "http://localhost:9/"), ("CONNECTOR_SHUTDOWN_GRACE", "11s")] {
         let mut given = Given::new(&[]).without(fine.0);
         given.variables.push((fine.0.into(), fine.1.into()));
         assert_eq!(given.warnings(), [""; 0]);
     }
+}
+
+#[test]
+fn a_grace_that_docker_cuts_short_is_warned_of_in_a_container() {
+    let grace = ("CONNECTOR_SHUTDOWN_GRACE", "11s");
+    assert_eq!(
+        Given::new(&[grace, ("container", "oci")]).warnings(),
+        [
+            "delivery.shutdown_grace (environment variable CONNECTOR_SHUTDOWN_GRACE) is more than 10s: Docker kills then \
+          unless told otherwise (`--stop-timeout`)"
+        ]
+    );
+    for elsewhere in [&[grace][..], &[grace, ("container", "oci"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")]] {
+        assert_eq!(Given::new(elsewhere).warnings(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_was_given_along_with_a_value_is_taken_off_and_warned_of() {
+    let loaded = |variable: &str, value: &str| {
+        let mut given = Given::new(&[]).without(variable);
+        given.variables.push((variable.into(), value.into()));
+        given.load()
+    };
+    for (value, flaws) in [
+        ("\"Bearer s3cr3t\"", "quotation marks"),
+        ("Bearer s3cr3t\n", "white space around it"),
+        ("authorization: Bearer s3cr3t", "`authorization:`"),
+        ("\u{feff}Bearer s3cr\u{200b}3t", "invisible characters"),
+    ] {
+        let Loaded { config, warnings, .. } = loaded(AUTHORIZATION.0, value);
+        assert_eq!(config.service.destination.authorization.value, "Bearer s3cr3t");
+        let start =
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) is used without what was given along";
+        assert_eq!(warnings, [format!("{start} with it: {flaws}")]);
+    }
+    let Loaded { config, warnings, .. } = loaded(URL.0, "'https://variance.example/hook'");
+    assert_eq!((config.service.destination.webhook_url.as_str(), warnings.len()), (URL.1, 1));
+    let Loaded { config, warnings, .. } = loaded("CONNECTOR_RETRY_FOR", "\"2h\"");
+    assert_eq!((config.service.outbox.retry_for, warnings.len()), (Duration::from_secs(7200), 1));
+    for value in ["\"page,alias\"", "\"page\",'alias'"] {
+        let Loaded { config, warnings, .. } = loaded("CONNECTOR_CALLS", value);
+        assert_eq!((config.service.mapping.calls, warnings.len()), (vec![Call::Page, Call::Alias], 1));
+    }
+    let Loaded { config, warnings, .. } = loaded("CONNECTOR_TOKEN", "Bearer 0123456789abcdef, 'fedcba9876543210'");
+    let tokens = ["0123456789abcdef", "fedcba9876543210"].map(|token| token.parse().unwrap());
+    assert_eq!((&*config.service.auth.tokens, warnings.len()), (&tokens[..], 2));
+    // In the file, quotation marks can be part of a value; around a secret they never are.
+    let file = Given::new(&[])
+        .file("[filter]\naccount_group = '\"company\"'\n[server]\ntoken = ['\"0123456789abcdef\"']")
+        .load();
+    assert_eq!(file.config.service.mapping.account_group.as_deref(), Some("\"company\""));
+    assert_eq!((&*file.config.service.auth.tokens, file.warnings.len()), (&tokens[..1], 1));
 }
 
 #[test]

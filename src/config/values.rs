@@ -167,6 +167,15 @@ pub(super) fn url_without_secrets(text: &str) -> String {
     }
 }
 
+/// What is seen of a wrong URL without showing any of it, as the end of a sentence.
+pub(super) fn described_url(text: &str) -> String {
+    let start = text.to_ascii_lowercase();
+    match start.starts_with("http://") || start.starts_with("https://") {
+        true => "no request can be made to it: is its host right, and is it whole?".to_owned(),
+        false => "it does not begin with https:// or http://".to_owned(),
+    }
+}
+
 /// A credential's length, and its end if it is long enough to spare it.
 pub(super) fn masked(secret: &str) -> String {
     let length = secret.chars().count();

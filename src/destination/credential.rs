@@ -20,12 +20,15 @@ pub struct Authorization {
 }
 
 impl Authorization {
+    /// What is pasted along with it, and is no part of it.
+    pub const PREFIXES: &[&str] = &["Authorization:"];
+
     /// The header value that a file holds, without white space at its end.
     ///
     /// # Errors
     /// When the file cannot be read, is empty or holds what no header can carry.
     pub fn read(file: PathBuf) -> io::Result<Self> {
-        let text = secret::read(&file)?;
+        let (text, _) = secret::repaired(&secret::read(&file)?, Self::PREFIXES);
         let mut value = HeaderValue::from_str(&text)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it holds what no HTTP header can carry"))?;
         value.set_sensitive(true);

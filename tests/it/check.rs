@@ -23,6 +23,7 @@ async fn every_setting_is_shown_with_its_origin_and_no_secret_whole() {
         .to(&variance)
         .env("CONNECTOR_TOKEN", "a-token-of-mine-with-entropy")
         .env("CONNECTOR_SHUTDOWN_GRACE", "11s")
+        .env("container", "oci")
         .run()
         .await;
     assert_eq!((ended.code, ended.err.as_str()), (0, ""));

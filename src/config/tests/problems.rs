@@ -70,17 +70,22 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         (
             "CONNECTOR_TOKEN",
             "tooshort",
-            "server.token (environment variable CONNECTOR_TOKEN) must be a token of at least 16 characters",
+            "server.token (environment variable CONNECTOR_TOKEN) must be a token of at least 16 characters, but it has 8 characters",
         ),
         (
             "VARIANCE_WEBHOOK_URL",
             "variance.example",
-            "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from Variance > Integrations > PostHog",
+            "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from Variance > Integrations > PostHog, but it does not begin with https:// or http://",
+        ),
+        (
+            "VARIANCE_WEBHOOK_URL",
+            "https://{host}/hook",
+            "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from Variance > Integrations > PostHog, but no request can be made to it: is its host right, and is it whole?",
         ),
         (
             "VARIANCE_AUTHORIZATION",
             "two\nlines",
-            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry, but it has more than one line",
         ),
     ] {
         let mut given = Given::new(&[]).without(variable);
@@ -126,7 +131,10 @@ fn a_wrong_line_of_the_file_is_told() {
             "[log]\nlevel = 'loud'",
             r#"log.level (config.toml line 2) is "loud", but must be a level (off, error, warn, info, debug, trace) or directives such as "variance_connector=debug,hyper=info""#,
         ),
-        ("[server]\ntoken = ''", "server.token (config.toml line 2) must be a token of at least 16 characters"),
+        (
+            "[server]\ntoken = ''",
+            "server.token (config.toml line 2) must be a token of at least 16 characters, but it is empty",
+        ),
         ("[server]\nlissten = ''", "unknown key server.lissten (config.toml line 2): did you mean server.listen?"),
         (
             "[server]\nretry_for = '1h'",

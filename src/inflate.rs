@@ -30,9 +30,10 @@ pub enum Encoding {
 #[error("the content encoding must be `gzip` or `deflate`, once, or none")]
 pub struct Unsupported;
 
-/// There is no room for the next step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
+/// There is no room for more now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connector is reading as many bodies as it can")]
+pub struct NoRoom;
 
 /// Why a body could not be unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,8 +45,8 @@ pub enum InflateError {
     #[error("the body is too large when unpacked")]
     TooLarge,
     /// The caller had no room for it.
-    #[error("no room to unpack the body")]
-    Full,
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
 impl Encoding {
@@ -90,7 +91,7 @@ pub fn inflate(
     encoding: Encoding,
     compressed: &[u8],
     limit: usize,
-    grow: impl FnMut(usize) -> Result<(), Full>,
+    grow: impl FnMut(usize) -> Result<(), NoRoom>,
 ) -> Result<Vec<u8>, InflateError> {
     // A zlib header names method 8 and is a multiple of 31 (RFC 1950, section 2.2). A bare stream that begins so would
     // begin with a stored block whose padding is not zero, which no compressor writes.
@@ -143,14 +144,14 @@ fn fill(
     encoding: Encoding,
     compressed_len: usize,
     limit: usize,
-    mut grow: impl FnMut(usize) -> Result<(), Full>,
+    mut grow: impl FnMut(usize) -> Result<(), NoRoom>,
 ) -> Result<Vec<u8>, InflateError> {
     let corrupt = |_: io::Error| InflateError::Corrupt(encoding);
     let mut unpacked = Vec::new();
     let mut taken = 0;
     while taken < limit {
         let step = taken.max(compressed_len.saturating_mul(4)).max(MIN_STEP).min(limit - taken);
-        grow(step).map_err(|Full| InflateError::Full)?;
+        grow(step)?;
         taken += step;
         let space = taken - unpacked.len();
         unpacked.reserve_exact(space);
@@ -310,10 +311,10 @@ mod tests {
         let bomb = gzip(&vec![0; LIMIT]);
         let mut budget = 100_000_usize;
         let unpacked = inflate(Encoding::Gzip, &bomb, LIMIT, |more| {
-            budget = budget.checked_sub(more).ok_or(Full)?;
+            budget = budget.checked_sub(more).ok_or(NoRoom)?;
             Ok(())
         });
-        assert_eq!(unpacked, Err(InflateError::Full));
+        assert_eq!(unpacked, Err(InflateError::NoRoom(NoRoom)));
         assert!(budget < 100_000, "the first steps fitted");
     }
 

@@ -1,10 +1,11 @@
 //! The HTTP face: its settings, and how it begins and ends. The caller owns the listener and the reason to stop.
 //!
-//! `connections` accepts, `app` routes, its `receive` judges and reads requests with events, `intake` hands these over and
-//! waits for what becomes of them, and `reply` tells that; `body` keeps bodies within their bounds.
+//! `connections` accepts, `routes` tells paths apart, and `requests` is the way of a request with events; its `account`
+//! says what becomes of each, `reply` tells that, and `memory` bounds what bodies take.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,20 +16,21 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::connections::MAX_CONNECTIONS;
-use self::{app::App, connections::Connections, intake::Intake};
-use crate::{auth::Auth, mapping, metrics::Metrics, outbox::Outbox};
+use self::{connections::Connections, requests::Requests, routes::Routes};
+use crate::{auth::Auth, mapping::MappingSettings, metrics::Metrics, outbox::Outbox};
 
-mod app;
-mod body;
+mod account;
 mod connections;
-mod intake;
+mod memory;
 mod reply;
+mod requests;
+mod routes;
 
 /// How many connections wait to be accepted: PostHog's bursts must not be lost to the kernel's queue.
 const BACKLOG: u32 = 2048;
 
 /// Before the end of the grace: when requests in flight are answered, whatever became of their events.
-const HURRY_BEFORE_END: Duration = Duration::from_millis(500);
+const REPLY_BEFORE_END: Duration = Duration::from_millis(500);
 
 /// How long replies that have been made may take to leave.
 const FLUSH_FOR: Duration = Duration::from_millis(200);
@@ -88,7 +90,7 @@ pub struct Server {
     /// Who may send.
     pub auth: Auth,
     /// What is forwarded, and how.
-    pub mapping: mapping::MappingSettings,
+    pub mapping: MappingSettings,
     /// Where it goes.
     pub outbox: Outbox,
     /// Who counts it.
@@ -98,32 +100,24 @@ pub struct Server {
 impl Server {
     /// Serves until `shutdown`, then finishes what it has within the grace. Returns how many events were abandoned.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> usize {
-        let Self { settings, auth, mapping, outbox, metrics } = self;
-        let shutdown_grace = settings.shutdown_grace;
-        let draining = CancellationToken::new();
-        let hurry = CancellationToken::new();
-        let intake = Intake {
-            mapping,
-            outbox: outbox.clone(),
-            metrics: metrics.clone(),
-            draining: draining.clone(),
-            hurry: hurry.clone(),
-        };
-        let app = App::new(&settings, auth, intake);
-        let connections = Connections::new(settings.head_timeout);
-        let accepting = connections.accept(listener, app.router(), metrics);
+        let server = Arc::new(self);
+        let ServerSettings { shutdown_grace, head_timeout, .. } = server.settings;
+        let requests = Arc::new(Requests::new(Arc::clone(&server)));
+        let routes = Routes { server: Arc::clone(&server), requests: Arc::clone(&requests), started: Instant::now() };
+        let connections = Connections::new(head_timeout);
+        let accepting = connections.accept(listener, Arc::new(routes), &server.metrics);
         let ending = async {
             shutdown.cancelled().await;
             let end = Instant::now() + shutdown_grace;
             tracing::info!(grace = %humantime::format_duration(shutdown_grace), "stopping: no more events are taken in");
-            draining.cancel();
+            requests.draining.cancel();
             let finished = async {
-                outbox.emptied().await;
-                app.answered().await;
+                server.outbox.emptied().await;
+                requests.answered().await;
             };
-            if timeout_at(end - HURRY_BEFORE_END.min(shutdown_grace / 2), finished).await.is_err() {
-                hurry.cancel();
-                drop(timeout_at(end, app.answered()).await);
+            if timeout_at(end - REPLY_BEFORE_END.min(shutdown_grace / 2), finished).await.is_err() {
+                requests.reply_now.cancel();
+                drop(timeout_at(end, requests.answered()).await);
             }
             drop(timeout(FLUSH_FOR, connections.end()).await);
         };
@@ -131,7 +125,7 @@ impl Server {
             never = accepting => match never {},
             () = ending => {}
         }
-        let abandoned = outbox.close().await;
+        let abandoned = server.outbox.close().await;
         tracing::info!(abandoned, "stopped");
         abandoned
     }

@@ -1,15 +1,9 @@
 //! Connections, and what one may cost: how many there are, how long they may be silent, and what they read ahead.
-//!
-//! `axum::serve` is not used because it has neither a timeout for the head of a request nor a cap on connections.
 
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -17,6 +11,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::routes::Routes;
 use crate::{metrics::Metrics, repeated::Repeated};
 
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
@@ -44,7 +39,7 @@ impl Connections {
     }
 
     /// Accepts connections and serves each in a task of its own, for ever.
-    pub(super) async fn accept(&self, listener: TcpListener, router: Router, metrics: Metrics) -> Infallible {
+    pub(super) async fn accept(&self, listener: TcpListener, routes: Arc<Routes>, metrics: &Metrics) -> Infallible {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let failures = Repeated::default();
         loop {
@@ -60,11 +55,11 @@ impl Connections {
                     continue;
                 }
             };
-            let (router, ending, metrics) = (router.clone(), self.ending.clone(), metrics.clone());
+            let (routes, ending, metrics) = (Arc::clone(&routes), self.ending.clone(), metrics.clone());
             let head_timeout = self.head_timeout;
             self.tracker.spawn(async move {
                 metrics.connections().inc();
-                connection(stream, router, head_timeout, ending).await;
+                connection(stream, routes, head_timeout, ending).await;
                 metrics.connections().dec();
                 drop(permit);
             });
@@ -79,14 +74,15 @@ impl Connections {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, head_timeout: Duration, ending: CancellationToken) {
+async fn connection(stream: TcpStream, routes: Arc<Routes>, head_timeout: Duration, ending: CancellationToken) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "a connection ended at once");
         return;
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_BUFFER);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let answer = service_fn(|request| async { Ok::<_, Infallible>(routes.answer(request).await) });
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), answer));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = ending.cancelled() => {

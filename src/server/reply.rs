@@ -1,10 +1,13 @@
 //! What a sender is told.
 
-use axum::{
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use std::fmt::Display;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
 use serde::Serialize;
+
+use crate::inflate::NoRoom;
 
 /// How many problems a reply names.
 const MAX_PROBLEMS: usize = 20;
@@ -43,15 +46,11 @@ pub(super) struct Problem {
 
 impl Report {
     /// Names a problem, if there is room for it.
-    pub(super) fn problem(&mut self, index: usize, uuid: Option<String>, reason: String) {
-        if self.has_room() {
-            self.problems.push(Problem { index: Some(index), uuid, reason });
+    pub(super) fn problem(&mut self, index: usize, uuid: Option<&str>, reason: impl Display) {
+        if self.problems.len() < MAX_PROBLEMS {
+            let uuid = uuid.map(str::to_owned);
+            self.problems.push(Problem { index: Some(index), uuid, reason: reason.to_string() });
         }
-    }
-
-    /// Whether another problem would be named.
-    pub(super) fn has_room(&self) -> bool {
-        self.problems.len() < MAX_PROBLEMS
     }
 
     /// The status that says whether to send the request again.
@@ -75,6 +74,8 @@ pub(super) struct Reply {
     pub report: Report,
     /// When to come back, in seconds.
     pub retry_after: Option<u64>,
+    /// The methods that there are, if it was another.
+    pub allow: Option<&'static str>,
     /// Whether this connection ends here.
     pub close: bool,
 }
@@ -85,7 +86,24 @@ impl Reply {
         let problem = Problem { index: None, uuid: None, reason: reason.into() };
         let report = Report { problems: vec![problem], ..Report::default() };
         let retry = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-        Self { status, report, retry_after: retry.then_some(1), close: false }
+        Self { status, report, retry_after: retry.then_some(1), allow: None, close: false }
+    }
+
+    /// The reply to a body that is over the limit, packed or not.
+    pub(super) fn too_large(max_body: usize) -> Self {
+        let limit = bytesize::ByteSize(max_body as u64).display().iec();
+        Self::error(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than server.max_body ({limit})"))
+    }
+
+    /// The reply to a path that there is not.
+    pub(super) fn no_such_path() -> Self {
+        Self::error(StatusCode::NOT_FOUND, "no such path: events go to /webhook or /batch")
+    }
+
+    /// The reply to a method that the path does not have.
+    pub(super) fn no_such_method(allow: &'static str) -> Self {
+        let reply = Self::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path");
+        Self { allow: Some(allow), ..reply }
     }
 
     /// The reply of a service that is about to stop.
@@ -95,23 +113,44 @@ impl Reply {
     }
 }
 
-impl IntoResponse for Reply {
-    fn into_response(self) -> Response {
-        let body = serde_json::to_vec(&self.report).expect("numbers and strings are always JSON");
-        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+impl From<NoRoom> for Reply {
+    fn from(no_room: NoRoom) -> Self {
+        Self::error(StatusCode::TOO_MANY_REQUESTS, no_room.to_string())
+    }
+}
+
+impl From<Reply> for Response<Full<Bytes>> {
+    fn from(reply: Reply) -> Self {
+        let mut response = json(reply.status, &reply.report);
         let headers = response.headers_mut();
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = reply.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.status == StatusCode::UNAUTHORIZED {
+        if let Some(allow) = reply.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if reply.status == StatusCode::UNAUTHORIZED {
             // RFC 9110, section 15.5.2: a 401 names a way to authenticate.
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.close {
+        if reply.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
+}
+
+/// A response with `body` as JSON.
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response<Full<Bytes>> {
+    response(status, "application/json", serde_json::to_vec(body).expect("numbers and strings are always JSON"))
+}
+
+/// A response with `body` as it is.
+pub(super) fn response(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }
 
 #[cfg(test)]
@@ -146,7 +185,7 @@ mod tests {
     #[test]
     fn a_reply_names_twenty_problems_at_most() {
         let mut report = Report::default();
-        (0..30).for_each(|index| report.problem(index, None, "bad".to_owned()));
+        (0..30).for_each(|index| report.problem(index, None, "bad"));
         assert_eq!(report.problems.len(), 20);
     }
 }

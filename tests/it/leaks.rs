@@ -36,7 +36,7 @@ const PATH: &str = "canary-path?team=canary-query#canary-fragment";
 const CANARIES: [&str; 5] = ["canary", "Y2FuYXJ5", "63616e617279", "%63anary", "99, 97, 110, 97, 114, 121"];
 
 /// All that this program says, and the libraries that see what it sends and receives.
-const LEVEL: &str = "trace,hyper=trace,hyper_util=trace,reqwest=trace,rustls=trace,axum=trace,tower=trace";
+const LEVEL: &str = "trace,hyper=trace,hyper_util=trace,reqwest=trace,rustls=trace";
 
 #[track_caller]
 fn assert_no_canary(what: impl Debug, text: &str) {

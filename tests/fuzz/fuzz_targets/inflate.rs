@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use variance_connector::inflate::{Encoding, Full, InflateError, inflate};
+use variance_connector::inflate::{Encoding, InflateError, NoRoom, inflate};
 
 fuzz_target!(|input: (bool, u16, u16, &[u8])| {
     let (is_gzip, limit, budget, compressed) = input;
@@ -12,11 +12,11 @@ fuzz_target!(|input: (bool, u16, u16, &[u8])| {
     let mut taken = 0;
     let unpacked = inflate(encoding, compressed, limit, |more| {
         taken += more;
-        if taken <= budget { Ok(()) } else { Err(Full) }
+        if taken <= budget { Ok(()) } else { Err(NoRoom) }
     });
     match unpacked {
         Ok(unpacked) => assert!(unpacked.len() <= taken && unpacked.capacity() <= taken && taken <= limit.min(budget)),
-        Err(InflateError::Full) => assert!(taken > budget),
+        Err(InflateError::NoRoom(NoRoom)) => assert!(taken > budget),
         Err(InflateError::Corrupt(named)) => assert_eq!(named, encoding),
         Err(InflateError::TooLarge) => assert_eq!(taken, limit),
     }

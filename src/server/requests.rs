@@ -1,0 +1,392 @@
+//! A request with events, from its head to its reply: its sender is authenticated, its body is read, unpacked and decoded,
+//! its events are handed over, and the reply tells what became of them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use http::{HeaderMap, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use tokio::{
+    select,
+    sync::Semaphore,
+    task::{coop::consume_budget, spawn_blocking},
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Server,
+    account::{Account, Element, Event, Fate},
+    memory::{Charge, Memory},
+    reply::Reply,
+};
+use crate::{
+    auth::{Denied, Proof},
+    inflate::{self, Encoding, InflateError, NoRoom, Unsupported},
+    metrics::{OutcomeLabel, RouteLabel},
+    outbox::HandOver,
+    posthog,
+    repeated::Repeated,
+};
+
+/// How many events of one request are in the outbox at once: a batch can neither fill the memory nor keep webhooks
+/// waiting.
+const WINDOW: usize = 256;
+
+/// The longest that a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the rest of a body is read after an early reply, so that the sender gets to read that.
+const DISCARD_FOR: Duration = Duration::from_secs(5);
+
+/// What is lent to the mapping at first: most messages find room there, and it need not grow.
+const SCRATCH: usize = 4 << 10;
+
+/// The largest body that is decoded while all others wait: that takes a fraction of a millisecond.
+const LARGE: usize = 256 << 10;
+
+/// The same for one that is packed, which can become a thousand times as large.
+const LARGE_PACKED: usize = 4 << 10;
+
+/// What every request with events needs.
+#[derive(Debug)]
+pub(super) struct Requests {
+    server: Arc<Server>,
+    pub(super) webhook: Route,
+    pub(super) batch: Route,
+    /// For all bodies together that are read to find out who sent them.
+    unproven: Memory,
+    /// For the one large body that is being decoded: what is made of it is charged only when it is whole.
+    large_bodies: Arc<Semaphore>,
+    refusals: Repeated,
+    /// Nothing more is taken in.
+    pub(super) draining: CancellationToken,
+    /// Every request is answered with what has become of its events by now.
+    pub(super) reply_now: CancellationToken,
+    in_flight: TaskTracker,
+}
+
+/// One of the two routes that take events.
+#[derive(Debug)]
+pub(super) struct Route {
+    label: RouteLabel,
+    deadline: Duration,
+    bodies: Memory,
+}
+
+/// A body as it came in.
+struct Received {
+    bytes: Vec<u8>,
+    encoding: Option<Encoding>,
+    /// What to answer if the body does not prove its sender either.
+    denied: Option<Denied>,
+    /// For the bytes, and for what is made of them.
+    charge: Charge,
+}
+
+impl Requests {
+    pub(super) fn new(server: Arc<Server>) -> Self {
+        let settings = &server.settings;
+        let route = |label, deadline| Route { label, deadline, bodies: Memory::of_route(settings.max_body) };
+        Self {
+            webhook: route(RouteLabel::Webhook, settings.webhook_deadline),
+            batch: route(RouteLabel::Batch, settings.batch_deadline),
+            unproven: Memory::new(settings.max_body),
+            server,
+            large_bodies: Arc::new(Semaphore::new(1)),
+            refusals: Repeated::default(),
+            draining: CancellationToken::new(),
+            reply_now: CancellationToken::new(),
+            in_flight: TaskTracker::new(),
+        }
+    }
+
+    /// Waits until no request is in flight. None that comes later is waited for.
+    pub(super) async fn answered(&self) {
+        self.in_flight.close();
+        self.in_flight.wait().await;
+    }
+
+    /// Answers a request, and counts that.
+    pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Incoming>) -> Reply {
+        let _in_flight = self.in_flight.token();
+        let start = Instant::now();
+        let (head, mut body) = request.into_parts();
+        let reply = match self.take(route, &head.headers, &mut body, start).await {
+            Ok((elements, _charge)) => self.forward(elements, start + route.deadline).await,
+            Err(reply) => reply,
+        };
+        self.discard(body);
+        self.server.metrics.replied(route.label, reply.status, start.elapsed());
+        let (status, received) = (reply.status.as_u16(), reply.report.received);
+        tracing::debug!(route = route.label.as_ref(), status, received, "replied");
+        reply
+    }
+
+    /// What is to be done about each element of a request whose sender may send, and the memory for it.
+    async fn take(
+        self: &Arc<Self>,
+        route: &Route,
+        headers: &HeaderMap,
+        body: &mut Incoming,
+        start: Instant,
+    ) -> Result<(Vec<Element>, Charge), Reply> {
+        if self.draining.is_cancelled() {
+            return Err(Reply::draining());
+        }
+        let arrived = SystemTime::now();
+        // PostHog's batch export and SDKs can present a token nowhere else than in the body.
+        let takes_api_key = route.label == RouteLabel::Batch;
+        let proof = self.server.auth.judge_head(headers, arrived, takes_api_key).map_err(|denied| self.deny(denied))?;
+        if !is_json(headers) {
+            let reason = "the content type must be application/json (or text/plain, or none)";
+            return Err(Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
+        }
+        let unsupported = |error: Unsupported| Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, error.to_string());
+        let encoding = Encoding::of(headers).map_err(unsupported)?;
+
+        let mut charge = Charge::new(&route.bodies, &self.unproven);
+        if proof == Proof::Proven {
+            charge.prove();
+        }
+        let bytes = select! {
+            read = self.read(body, &mut charge, start + route.deadline.min(BODY_TIMEOUT)) => read?,
+            () = self.draining.cancelled() => return Err(Reply::draining()),
+        };
+        let denied = match proof {
+            Proof::Unproven { signature, api_key, otherwise } => {
+                let is_proven = signature && self.server.auth.signature_is_valid(headers, &bytes);
+                if !is_proven && !api_key {
+                    return Err(self.deny(otherwise));
+                }
+                (!is_proven).then_some(otherwise)
+            }
+            Proof::Proven => None,
+        };
+        if denied.is_none() {
+            charge.prove();
+        }
+
+        let size = bytes.len();
+        let received = Received { bytes, encoding, denied, charge };
+        let is_large = size > if encoding.is_some() { LARGE_PACKED } else { LARGE };
+        let decoded = if is_large {
+            let thread = select! {
+                thread = Arc::clone(&self.large_bodies).acquire_owned() => thread.expect("it is never closed"),
+                () = sleep_until(start + route.deadline) => {
+                    let reason = "the connector is busy with other bodies of this size: send it again";
+                    return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, reason));
+                }
+                () = self.draining.cancelled() => return Err(Reply::draining()),
+            };
+            let requests = Arc::clone(self);
+            // It may go on when nobody waits any longer: nothing is taken in by it.
+            let decoded = spawn_blocking(move || (requests.decode(received, arrived), thread));
+            decoded.await.expect("it does not panic, and nobody ends it").0?
+        } else {
+            self.decode(received, arrived)?
+        };
+        self.server.metrics.received(decoded.0.len(), size);
+        Ok(decoded)
+    }
+
+    /// Reads a whole body until `deadline`. What has not been read is left in `body`. The buffer grows with what has
+    /// arrived, not with what was announced, and is charged as it grows.
+    async fn read(&self, body: &mut Incoming, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
+        let max_body = self.server.settings.max_body;
+        let announced = body.size_hint().upper().and_then(|announced| usize::try_from(announced).ok());
+        let limit = announced.unwrap_or(max_body);
+        if limit > max_body {
+            return Err(Reply::too_large(max_body));
+        }
+        let mut whole = Vec::new();
+        loop {
+            let frame = match timeout_at(deadline, body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(_))) => return Err(Reply::error(StatusCode::BAD_REQUEST, "the body broke off")),
+                Ok(None) => return Ok(whole),
+                Err(_elapsed) => {
+                    return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time"));
+                }
+            };
+            let Ok(piece) = frame.into_data() else { continue };
+            let len = whole.len() + piece.len();
+            if len > max_body {
+                return Err(Reply::too_large(max_body));
+            }
+            if len > whole.capacity() {
+                let capacity = (2 * whole.len()).min(limit).max(len);
+                charge.grow(capacity - whole.capacity())?;
+                whole.reserve_exact(capacity - whole.len());
+            }
+            whole.extend_from_slice(&piece);
+        }
+    }
+
+    /// Unpacks and decodes a body, finds out who sent it if that is not known, and lets it go: what is kept of it is less.
+    fn decode(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Element>, Charge), Reply> {
+        let Received { mut bytes, encoding, denied, mut charge } = received;
+        let max_body = self.server.settings.max_body;
+        if let Some(encoding) = encoding {
+            let unpacked = inflate::inflate(encoding, &bytes, max_body, |more| charge.grow(more));
+            bytes = unpacked.map_err(|error| match error {
+                InflateError::Corrupt(_) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
+                InflateError::TooLarge => Reply::too_large(max_body),
+                InflateError::NoRoom(no_room) => no_room.into(),
+            })?;
+        }
+        let mut scratch = Vec::with_capacity(bytes.len().min(SCRATCH));
+        let body = std::str::from_utf8(&bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
+        let body = body.map(|text| posthog::Body::parse(text, |element| self.element(element, arrived, &mut scratch)));
+        let body = match body {
+            Ok(Ok(body)) => body,
+            // Who may not send is told no more than that.
+            _ if let Some(denied) = denied => return Err(self.deny(denied)),
+            Ok(Err(error @ posthog::BodyError::TooManyElements)) => {
+                return Err(Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()));
+            }
+            Ok(Err(error)) => return Err(Reply::error(StatusCode::BAD_REQUEST, error.to_string())),
+            Err(reason) => return Err(Reply::error(StatusCode::BAD_REQUEST, reason)),
+        };
+        if let Some(denied) = denied {
+            if !body.envelope.api_key.is_some_and(|api_key| self.server.auth.api_key_is_valid(api_key)) {
+                return Err(self.deny(denied));
+            }
+            charge.prove();
+        }
+        charge.change_to(Element::allocated(&body.elements))?;
+        Ok((body.elements, charge))
+    }
+
+    /// Decides what is to be done about an element. Nothing is taken in by that. `scratch` lends its memory.
+    fn element(&self, element: posthog::Element<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Element {
+        let event = match element.event {
+            Ok(event) => event,
+            Err(invalid) => return Element { event: None, fate: Fate::Invalid(invalid) },
+        };
+        let message = match self.server.mapping.message(&event, arrived, scratch) {
+            Ok(message) => message,
+            Err(filtered) => return Element { event: None, fate: Fate::Filtered(filtered) },
+        };
+        let identity = self.server.outbox.identity(&event.key());
+        let event = Event { message, identity, has_own_id: !event.uuid.is_random() };
+        Element { event: Some(event), fate: Fate::Returned }
+    }
+
+    /// Hands the events over, and tells what has become of them by `deadline`.
+    async fn forward(&self, elements: Vec<Element>, deadline: Instant) -> Reply {
+        let Server { outbox, metrics, .. } = &*self.server;
+        let mut account = Account::open(elements, metrics);
+        // While Variance takes none, nothing is waited for.
+        let deadline = outbox.paused().is_none().then_some(deadline);
+        let handed_over = self.hand_over(&mut account, deadline).await;
+        let report = account.report(|| match (handed_over, outbox.health().reason) {
+            (Err(NoRoom), _) => "the connector holds as many events as it can: send it again later".to_owned(),
+            (Ok(()), Some(fault)) => format!("Variance does not have it yet ({fault}): send it again"),
+            (Ok(()), None) => "Variance does not have it yet: send it again".to_owned(),
+        });
+        let status = match handed_over {
+            Ok(()) => report.status(),
+            Err(NoRoom) => StatusCode::TOO_MANY_REQUESTS,
+        };
+        let paused = || outbox.paused().unwrap_or_default().as_secs_f64().ceil().max(1.0) as u64;
+        let retry_after = (report.held > 0).then(paused);
+        Reply { status, report, retry_after, allow: None, close: self.draining.is_cancelled() }
+    }
+
+    /// Hands the events over in their order, a window at a time, and waits for what becomes of them; without a deadline
+    /// not at all.
+    ///
+    /// # Errors
+    /// When there is no room for the first one. If there is none for a later one, that is waited for.
+    async fn hand_over(&self, account: &mut Account<'_>, deadline: Option<Instant>) -> Result<(), NoRoom> {
+        let Server { outbox, metrics, .. } = &*self.server;
+        let mut under_way = FuturesUnordered::new();
+        'events: for index in 0..account.elements.len() {
+            consume_budget().await;
+            while under_way.len() >= WINDOW {
+                match self.wait(under_way.next(), deadline).await.flatten() {
+                    Some((index, outcome)) => account.settle(index, Fate::Ended(outcome)),
+                    None => break 'events,
+                }
+            }
+            if self.draining.is_cancelled() {
+                break;
+            }
+            let Some(Event { message, identity, .. }) = &account.elements[index].event else { continue };
+            let fate = loop {
+                let room = outbox.room();
+                match outbox.hand_over(*identity, message) {
+                    HandOver::UnderWay(pending) => {
+                        under_way.push(async move { (index, pending.wait().await) });
+                        break Fate::UnderWay;
+                    }
+                    HandOver::Ended(outcome) => break Fate::Ended(outcome),
+                    HandOver::TooLarge => {
+                        metrics.ended(message.call.into(), OutcomeLabel::Invalid, 1);
+                        break Fate::TooLarge;
+                    }
+                    HandOver::Full if !account.has_begun() => return Err(NoRoom),
+                    HandOver::Full => match self.wait(room, deadline).await {
+                        Some(()) => {}
+                        None => break 'events,
+                    },
+                }
+            };
+            account.settle(index, fate);
+        }
+        while let Some((index, outcome)) = self.wait(under_way.next(), deadline).await.flatten() {
+            account.settle(index, Fate::Ended(outcome));
+        }
+        Ok(())
+    }
+
+    /// Waits for something until it is time to reply; without a deadline that is now.
+    async fn wait<T>(&self, news: impl Future<Output = T>, deadline: Option<Instant>) -> Option<T> {
+        let time_to_reply = async {
+            if let Some(deadline) = deadline {
+                drop(timeout_at(deadline, self.reply_now.cancelled()).await);
+            }
+        };
+        select! {
+            biased;
+            news = news => Some(news),
+            () = time_to_reply => None,
+        }
+    }
+
+    /// The reply to a sender without a right credential.
+    fn deny(&self, denied: Denied) -> Reply {
+        self.server.metrics.auth_failed(denied.into());
+        if let Some(requests) = self.refusals.note(Instant::now()) {
+            tracing::warn!(requests, reason = %denied, "senders were refused");
+        }
+        Reply::error(StatusCode::UNAUTHORIZED, denied.to_string())
+    }
+
+    /// Reads on for a while and throws away, so that a sender that is replied to early is not cut off before it has read
+    /// its reply. Not for long, and not when the server stops.
+    pub(super) fn discard(&self, mut body: Incoming) {
+        if body.is_end_stream() {
+            return;
+        }
+        let reply_now = self.reply_now.clone();
+        tokio::spawn(async move {
+            let read = async { while let Some(Ok(_)) = body.frame().await {} };
+            // If it takes longer, dropping the body closes the connection.
+            reply_now.run_until_cancelled(timeout(DISCARD_FOR, read)).await
+        });
+    }
+}
+
+/// Whether the body may be JSON by its type: senders often leave it out, and browsers say `text/plain`.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return true };
+    let Ok(content_type) = content_type.to_str() else { return false };
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(essence.as_str(), "" | "application/json" | "text/plain") || essence.ends_with("+json")
+}

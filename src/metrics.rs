@@ -3,7 +3,10 @@
 //! Every label comes from a closed set. When nothing is moving, what was received is the sum of `events_total` over its
 //! outcomes, of what joined, and of what is held.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::StatusCode;
 use prometheus::{
@@ -48,7 +51,13 @@ struct Inner {
     held_bytes: IntGauge,
     held_limit: IntGauge,
     held_oldest: Gauge,
+    retry_for: Gauge,
     remembered: IntGauge,
+    attempts_in_flight: IntGauge,
+    attempts_limit: IntGauge,
+    next_attempt: Gauge,
+    last_success: Gauge,
+    memory_limit: IntGauge,
     state: StateLabelTable<IntGauge>,
 }
 
@@ -63,15 +72,28 @@ pub struct Snapshot {
     pub held_limit: usize,
     /// How long the oldest has been there.
     pub held_oldest: Duration,
+    /// How long each may be there.
+    pub retry_for: Duration,
     /// Final outcomes in memory.
     pub remembered: usize,
+    /// Attempts under way.
+    pub attempts_in_flight: usize,
+    /// How many may be under way at present.
+    pub attempts_limit: usize,
+    /// When the next attempt may begin; nothing if attempts are not paused.
+    pub next_attempt: Option<Duration>,
+    /// When Variance took an event last.
+    pub last_success: Option<SystemTime>,
     /// Variance's state.
     pub state: StateLabel,
 }
 
 const PREFIX: &str = "variance_connector_";
 
-const SECONDS: [f64; 15] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 240.0];
+/// Upper bounds of the buckets for times, in seconds. A reply at the deadline of 2.5 s is a little over it, and what PostHog
+/// gives up on is over 3 s.
+const SECONDS: [f64; 17] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 2.75, 3.0, 5.0, 10.0, 60.0, 240.0];
 
 impl Metrics {
     /// Counts from zero.
@@ -80,6 +102,7 @@ impl Metrics {
         let counter = |name, help| register(&registry, IntCounter::with_opts(opts(name, help)));
         let counters = |name, help, labels: &[&str]| register(&registry, IntCounterVec::new(opts(name, help), labels));
         let gauge = |name, help| register(&registry, IntGauge::with_opts(opts(name, help)));
+        let seconds_gauge = |name, help| register(&registry, Gauge::with_opts(opts(name, help)));
         let gauges = |name, help, labels: &[&str]| register(&registry, IntGaugeVec::new(opts(name, help), labels));
         let seconds = |name, help| HistogramOpts::new(format!("{PREFIX}{name}"), help).buckets(SECONDS.to_vec());
 
@@ -130,11 +153,20 @@ impl Metrics {
             held_events: gauge("held_events", "Events in memory that Variance does not have yet."),
             held_bytes: gauge("held_bytes", "Memory of the events held."),
             held_limit: gauge("held_limit_bytes", "The most that held_bytes can be."),
-            held_oldest: register(
-                &registry,
-                Gauge::with_opts(opts("held_oldest_seconds", "Age of the oldest event held; 0 if none is.")),
-            ),
+            held_oldest: seconds_gauge("held_oldest_seconds", "Age of the oldest event held; 0 if none is."),
+            retry_for: seconds_gauge("retry_for_seconds", "The most that held_oldest_seconds can be."),
             remembered: gauge("remembered_outcomes", "Final outcomes in memory, from which re-sends are answered."),
+            attempts_in_flight: gauge("attempts_in_flight", "Attempts under way."),
+            attempts_limit: gauge("attempts_limit", "How many attempts may be under way at present."),
+            next_attempt: seconds_gauge(
+                "next_attempt_seconds",
+                "Time until the next attempt; 0 if they are not paused.",
+            ),
+            last_success: seconds_gauge(
+                "last_success_timestamp_seconds",
+                "When Variance took an event last; 0 if never.",
+            ),
+            memory_limit: gauge("memory_limit_bytes", "The most memory that the settings allow for."),
             state: StateLabelTable::from_closure(|each| state.with_label_values(&[each.as_ref()])),
             registry,
         }))
@@ -191,15 +223,26 @@ impl Metrics {
         &self.0.connections
     }
 
+    /// Says how much memory the settings allow for.
+    pub fn set_memory_limit(&self, bytes: usize) {
+        set(&self.0.memory_limit, bytes);
+    }
+
     /// Prometheus's text, with what `now` says of the moment.
     pub fn encode(&self, now: Snapshot) -> Vec<u8> {
-        let Snapshot { held_events, held_bytes, held_limit, held_oldest, remembered, state } = now;
-        let set = |gauge: &IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        let Snapshot { held_events, held_bytes, held_limit, held_oldest, retry_for, remembered, .. } = now;
+        let Snapshot { attempts_in_flight, attempts_limit, next_attempt, last_success, state, .. } = now;
         set(&self.0.held_events, held_events);
         set(&self.0.held_bytes, held_bytes);
         set(&self.0.held_limit, held_limit);
         set(&self.0.remembered, remembered);
         self.0.held_oldest.set(held_oldest.as_secs_f64());
+        self.0.retry_for.set(retry_for.as_secs_f64());
+        set(&self.0.attempts_in_flight, attempts_in_flight);
+        set(&self.0.attempts_limit, attempts_limit);
+        self.0.next_attempt.set(next_attempt.unwrap_or_default().as_secs_f64());
+        let last_success = last_success.and_then(|last| last.duration_since(SystemTime::UNIX_EPOCH).ok());
+        self.0.last_success.set(last_success.unwrap_or_default().as_secs_f64());
         self.0.state.transform(|each, gauge| gauge.set(i64::from(each == state)));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.0.registry.gather(), &mut text).expect("a vector takes all that is written");
@@ -211,6 +254,10 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn set(gauge: &IntGauge, value: usize) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 fn opts(name: &str, help: &str) -> Opts {

@@ -245,14 +245,21 @@ impl Outbox {
 
     /// The moment's figures.
     pub fn snapshot(&self) -> metrics::Snapshot {
+        let now = Instant::now();
         let state = &self.0.driven().state;
         let (held_events, held_bytes) = state.held();
+        let (attempts_in_flight, attempts_limit) = state.in_flight();
         metrics::Snapshot {
             held_events,
             held_bytes,
             held_limit: self.0.max_held,
-            held_oldest: state.oldest(Instant::now()),
+            held_oldest: state.oldest(now),
+            retry_for: state.retry_for(),
             remembered: state.remembered(),
+            attempts_in_flight,
+            attempts_limit,
+            next_attempt: state.paused(now),
+            last_success: state.health.last_success(),
             state: state.health.state,
         }
     }

@@ -27,6 +27,15 @@ pub struct ServiceSettings {
     pub outbox: outbox::OutboxSettings,
 }
 
+impl ServiceSettings {
+    /// The most memory that the process takes, in bytes. [`outbox`] says what the sum is made of.
+    fn memory_limit(&self) -> usize {
+        let bodies = (4 * self.server.max_body).max(16 << 20);
+        let sum = self.outbox.max_held + bodies + (80 << 20);
+        sum + sum / 4
+    }
+}
+
 /// A service that is ready to serve: its outbox is at work already.
 #[derive(Debug)]
 pub struct Service(Server);
@@ -37,8 +46,10 @@ impl Service {
     /// # Errors
     /// When there can be no client for the destination, see [`Destination::new`].
     pub fn new(settings: ServiceSettings) -> reqwest::Result<Self> {
+        let memory_limit = settings.memory_limit();
         let ServiceSettings { server: settings, auth, mapping, destination, outbox } = settings;
         let metrics = Metrics::new();
+        metrics.set_memory_limit(memory_limit);
         let destination = Destination::new(destination, outbox.concurrency)?;
         let outbox = Outbox::start(outbox, destination, metrics.clone());
         Ok(Self(Server { settings, auth: Auth::new(auth), mapping, outbox, metrics }))

@@ -223,6 +223,16 @@ impl State {
         (self.entries.len(), self.held_bytes)
     }
 
+    /// How many attempts are under way, and how many may be.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        (self.in_flight, self.settings.concurrency)
+    }
+
+    /// How long an event may be held.
+    pub(super) fn retry_for(&self) -> Duration {
+        self.settings.retry_for
+    }
+
     /// How many wait for what is held.
     #[cfg(test)]
     pub(super) fn waiters(&self) -> usize {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use variance_connector::backoff::Backoff;
@@ -31,6 +32,16 @@ struct Seen {
 }
 
 impl Seen {
+    /// Looks until a metric has had a figure other than zero.
+    async fn moves(&mut self, family: &str, service: &Service) {
+        let moves = async {
+            while !self.moved.contains_key(family) {
+                self.look(service).await;
+            }
+        };
+        timeout(PATIENCE, moves).await.unwrap_or_else(|_| panic!("{family} does not move"));
+    }
+
     async fn look(&mut self, service: &Service) {
         let text = service.get("/metrics").await.text;
         let mut family = String::new();
@@ -142,7 +153,8 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     let filtered = ["$autocapture", "$groupidentify", "noise in tests"];
     let mut events: Vec<_> = names.iter().chain(&filtered).map(|name| event(name)).collect();
     events.extend([event("a"), json!({})]);
-    let reply = post(&service, "/batch/", json!(events).to_string()).await;
+    let batch = post(&service, "/batch/", json!(events).to_string());
+    let (reply, ()) = join(batch, seen.moves("variance_connector_attempts_in_flight", &service)).await;
     assert_eq!((reply.status, reply.counts()[0]), (200, 13), "{}", reply.text);
     seen.look(&service).await;
 
@@ -163,7 +175,7 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     let many: Vec<_> = (0..300).map(|number| event(&format!("late {number}"))).collect();
     assert_eq!(post(&service, "/webhook", json!(many).to_string()).await.status, 503);
     assert_eq!(post(&service, "/webhook", event("too late").to_string()).await.status, 429);
-    seen.look(&service).await;
+    seen.moves("variance_connector_next_attempt_seconds", &service).await;
     service.emptied().await;
     sums_agree(&service).await;
     seen.look(&service).await;
@@ -171,13 +183,8 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     fails_once(&mut seen).await;
     let mut documented = documented();
     if cfg!(target_os = "linux") {
-        // It counts whole seconds.
-        let a_second_of_work = async {
-            while !seen.moved.contains_key("process_cpu_seconds_total") {
-                seen.look(&service).await;
-            }
-        };
-        timeout(PATIENCE, a_second_of_work).await.expect("looking takes time");
+        // It counts whole seconds, and looking takes time.
+        seen.moves("process_cpu_seconds_total", &service).await;
     } else {
         documented.retain(|name, _| !name.starts_with("process_"));
     }

@@ -18,6 +18,7 @@ mod input;
 mod pretty;
 mod preview;
 mod serve;
+mod status;
 
 /// Bad usage or configuration (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
@@ -54,6 +55,8 @@ enum Command {
     Backfill(backfill::Args),
     /// Ask the running service whether it is alive.
     Healthcheck(ask::Args),
+    /// Show how the running service is: Variance's state, events, rates, what is held, what was lost.
+    Status(status::Args),
     /// Print the completions for a shell.
     Completions(completions::Args),
 }
@@ -78,6 +81,7 @@ pub fn run(
         Command::Preview(args) => preview::run(args, variables),
         Command::Backfill(args) => backfill::run(args, variables),
         Command::Healthcheck(args) => healthcheck::run(args, variables),
+        Command::Status(args) => status::run(args, variables),
         Command::Completions(args) => completions::run(args),
     };
     match result {

@@ -4,7 +4,7 @@
 use strum::{AsRefStr, EnumTable, IntoStaticStr, VariantArray};
 
 /// The call that an event becomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "each is the call of the same name")]
 pub enum CallLabel {
@@ -18,7 +18,7 @@ pub enum CallLabel {
 }
 
 /// How an event ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum OutcomeLabel {
     /// Variance has it.

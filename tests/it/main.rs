@@ -29,6 +29,8 @@ mod program;
 mod proxy;
 mod retry_after;
 mod rotation;
+#[cfg(target_os = "linux")] // other systems name the other end of a terminal otherwise
+mod status;
 mod stopping;
 mod tls;
 mod variance;

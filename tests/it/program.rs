@@ -47,6 +47,12 @@ impl Program {
         self
     }
 
+    /// Where its standard output goes, in place of [`Ended::out`].
+    pub fn out(mut self, out: impl Into<Stdio>) -> Self {
+        self.command.stdout(out);
+        self
+    }
+
     /// What stands on its standard input.
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();

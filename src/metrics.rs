@@ -45,6 +45,7 @@ struct Inner {
     attempts: AttemptLabelTable<IntCounter>,
     attempt_seconds: Histogram,
     breaker_openings: IntCounter,
+    log_lines_dropped: IntCounter,
     auth_failures: AuthFailureLabelTable<IntCounter>,
     connections: IntGauge,
     held_events: IntGauge,
@@ -146,6 +147,7 @@ impl Metrics {
                 Histogram::with_opts(seconds("attempt_duration_seconds", "Time of one attempt to post.")),
             ),
             breaker_openings: counter("breaker_openings_total", "Times that posting to Variance was paused."),
+            log_lines_dropped: counter("log_lines_dropped_total", "Lines of the log that could not be written."),
             auth_failures: AuthFailureLabelTable::from_closure(|reason| {
                 auth_failures.with_label_values(&[reason.as_ref()])
             }),
@@ -203,6 +205,11 @@ impl Metrics {
     /// Counts a pause.
     pub fn breaker_opened(&self) {
         self.0.breaker_openings.inc();
+    }
+
+    /// Counts a line that the log has to leave out.
+    pub fn log_line_dropped(&self) {
+        self.0.log_lines_dropped.inc();
     }
 
     /// Counts a reply. The time it took is observed for the routes that take events.

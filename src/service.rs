@@ -41,14 +41,13 @@ impl ServiceSettings {
 pub struct Service(Server);
 
 impl Service {
-    /// Puts the parts together.
+    /// Puts the parts together, which count in `metrics`.
     ///
     /// # Errors
     /// When there can be no client for the destination, see [`Destination::new`].
-    pub fn new(settings: ServiceSettings) -> reqwest::Result<Self> {
+    pub fn new(settings: ServiceSettings, metrics: Metrics) -> reqwest::Result<Self> {
         let memory_limit = settings.memory_limit();
         let ServiceSettings { server: settings, auth, mapping, destination, outbox } = settings;
-        let metrics = Metrics::new();
         metrics.set_memory_limit(memory_limit);
         let destination = Destination::new(destination, outbox.concurrency)?;
         let outbox = Outbox::start(outbox, destination, metrics.clone());

@@ -1,18 +1,26 @@
 //! What is logged, and how: lines on standard error, because standard output belongs to the results of commands.
+//!
+//! A thread of its own writes them, so that neither a reader that is slow nor a write that fails costs more than lines.
 
 use std::{
     env, fmt,
+    fs::File,
     io::{self, IsTerminal},
+    os::fd::AsFd,
+    panic,
     str::FromStr,
+    sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use tracing::{Dispatch, level_filters::LevelFilter};
-use tracing_subscriber::{
-    EnvFilter,
-    filter::Directive,
-    fmt::MakeWriter,
-    util::{SubscriberInitExt, TryInitError},
-};
+use tracing_subscriber::{EnvFilter, filter::Directive, fmt::MakeWriter, util::SubscriberInitExt};
+
+use self::queue::Queue;
+use crate::metrics::Metrics;
+
+mod queue;
 
 /// The target of this program's own events.
 const OWN: &str = env!("CARGO_CRATE_NAME");
@@ -22,6 +30,9 @@ const OTHERS: LevelFilter = LevelFilter::WARN;
 
 /// Off: it logs an error for each attempt whose certificate it does not trust, and the outbox says it once.
 const SILENCED: &str = "rustls_platform_verifier=off";
+
+/// How long the end of the program may wait for the log's reader.
+const FLUSH_FOR: Duration = Duration::from_secs(1);
 
 /// What is logged, and how.
 #[derive(Clone, Debug)]
@@ -46,14 +57,34 @@ pub enum Format {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directives(String);
 
-/// Logs to standard error from now on; in colours only on a terminal and without `NO_COLOR`.
+/// The running log. Dropped, it waits a second at most until its lines are written.
+#[derive(Debug)]
+#[must_use]
+pub struct Log(Arc<Queue>);
+
+/// Logs to standard error from now on, panics too; in colours only on a terminal and without `NO_COLOR`. Lines that have to
+/// be dropped are counted.
 ///
 /// # Errors
-/// When something logs already.
-pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
+/// When there can be no thread or descriptor for it, or something logs already.
+pub fn init(settings: &LogSettings, metrics: Metrics) -> io::Result<Log> {
     let is_terminal = io::stderr().is_terminal();
     let is_colourful = is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    dispatch(settings, is_terminal, is_colourful, io::stderr).try_init()
+    // Not `io::stderr`: its lock would be held for as long as a write takes, and others want it.
+    let output = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let queue = Arc::new(Queue::new(metrics));
+    dispatch(settings, is_terminal, is_colourful, Arc::clone(&queue)).try_init().map_err(io::Error::other)?;
+    let lines = Arc::clone(&queue);
+    thread::Builder::new().name("log".to_owned()).spawn(move || lines.write_to(output))?;
+    // The default hook writes to standard error itself, and waits for its reader.
+    panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a part of the connector has failed: this is a bug")));
+    Ok(Log(queue))
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.flush(FLUSH_FOR);
+    }
 }
 
 fn dispatch<W>(settings: &LogSettings, is_terminal: bool, is_colourful: bool, writer: W) -> Dispatch
@@ -62,6 +93,7 @@ where
 {
     let LogSettings { format, level } = settings;
     let lines = tracing_subscriber::fmt().with_env_filter(level.filter()).with_writer(writer).with_ansi(is_colourful);
+    let lines = lines.log_internal_errors(false);
     match format.unwrap_or(if is_terminal { Format::Text } else { Format::Json }) {
         Format::Text => lines.into(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).into(),

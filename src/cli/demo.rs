@@ -30,6 +30,7 @@ use crate::{
     auth::AuthSettings,
     destination::{Authorization, DestinationSettings},
     mapping::MappingSettings,
+    metrics::Metrics,
     outbox,
     posthog::Body,
     server::{self, ServerSettings},
@@ -85,7 +86,7 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let listener = server::bind(settings.server.listen).context("a free port for the connector")?;
     let address = listener.local_addr()?;
     let shutdown = CancellationToken::new();
-    let service = Service::new(settings).context("a client for the stand-in")?;
+    let service = Service::new(settings, Metrics::new()).context("a client for the stand-in")?;
     let service = tokio::spawn(service.serve(listener, shutdown.clone()));
     let mut out = io::stdout().lock();
     writeln!(out, "A stand-in for Variance listens on http://{variance}, the connector on http://{address}.")?;

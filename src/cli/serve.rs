@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::{self, Config, Flags, Loaded},
+    metrics::Metrics,
     server,
     service::{self, Service},
     shutdown, telemetry,
@@ -30,22 +31,23 @@ pub(super) struct Args {
 /// Runs the service until it is told to stop.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
     let Loaded { config, settings: _, warnings } = config::load(&args.into(), variables)?;
-    telemetry::init(&config.log)?;
+    let metrics = Metrics::new();
+    let _log = telemetry::init(&config.log, metrics.clone()).context("the log did not start")?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    super::runtime()?.block_on(serve(config))
+    super::runtime()?.block_on(serve(config, metrics))
 }
 
 /// Binds, serves until a signal, and finishes what it has.
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, metrics: Metrics) -> anyhow::Result<()> {
     let Config { service, log: _ } = config;
     let shutdown = shutdown::on_signal().context("signals cannot be listened to")?;
     let address = service.server.listen;
     let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
     raise_descriptor_limit(service.outbox.concurrency);
     announce(&service, listener.local_addr()?);
-    let service = Service::new(service).context("no client for Variance: are there root certificates?")?;
+    let service = Service::new(service, metrics).context("no client for Variance: are there root certificates?")?;
     service.serve(listener, shutdown).await;
     Ok(())
 }

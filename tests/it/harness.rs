@@ -12,6 +12,7 @@ use variance_connector::{
     backoff::Backoff,
     destination::{Authorization, DestinationSettings},
     mapping,
+    metrics::Metrics,
     outbox::{self, Outbox, Pacing},
     server,
     service::{self, ServiceSettings},
@@ -78,7 +79,7 @@ impl Service {
         change(&mut settings);
         let listener = server::bind(settings.server.listen).unwrap();
         let address = listener.local_addr().unwrap();
-        let service = service::Service::new(settings).unwrap();
+        let service = service::Service::new(settings, Metrics::new()).unwrap();
         let (outbox, shutdown) = (service.outbox().clone(), CancellationToken::new());
         let task = tokio::spawn(service.serve(listener, shutdown.clone()));
         Self { address, outbox, client: client(), shutdown, task }

@@ -33,4 +33,5 @@ mod rotation;
 mod status;
 mod stopping;
 mod tls;
+mod unread_log;
 mod variance;

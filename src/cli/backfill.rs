@@ -9,6 +9,7 @@ use std::{
     io::{self, Write},
     num::NonZeroU32,
     path::{Path, PathBuf},
+    process,
     sync::{Arc, atomic::AtomicU64},
     thread,
     time::{Duration, Instant},
@@ -97,7 +98,12 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
 
 async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
     let Forwarding { mapping, destination, outbox, shutdown_grace } = forwarding;
-    let shutdown = shutdown::on_signal().context("signals cannot be listened to")?;
+    let stop = shutdown::on_signal().context("signals cannot be listened to")?;
+    let at_once = stop.at_once;
+    tokio::spawn(async move {
+        at_once.cancelled().await;
+        process::exit(1);
+    });
     let start = Instant::now();
     let counts = Arc::new(Counts::default());
     let position = Position::default();
@@ -143,7 +149,7 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
         stop_by: None,
         not_kept: Vec::new(),
     };
-    let stopped = sender.send(&shutdown).await;
+    let stopped = sender.send(&stop.asked).await;
     outbox.close().await;
     // If it was interrupted, the thread may wait for input that never comes; the process ends without it.
     if let Stopped::AtTheEnd = stopped {

@@ -3,7 +3,9 @@
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
 
+use super::Failed;
 use crate::{
     config::{self, Config, Flags, Loaded},
     metrics::Metrics,
@@ -42,14 +44,29 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
 /// Binds, serves until a signal, and finishes what it has.
 async fn serve(config: Config, metrics: Metrics) -> anyhow::Result<()> {
     let Config { service, log: _ } = config;
-    let shutdown = shutdown::on_signal().context("signals cannot be listened to")?;
+    let stop = shutdown::on_signal().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));
+    let (stop, mut hang_up) = stop.context("signals cannot be listened to")?;
+    // Without this it would end the process.
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            tracing::warn!("SIGHUP is ignored");
+        }
+    });
     let address = service.server.listen;
     let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
     raise_descriptor_limit(service.outbox.concurrency);
     announce(&service, listener.local_addr()?);
     let service = Service::new(service, metrics).context("no client for Variance: are there root certificates?")?;
-    service.serve(listener, shutdown).await;
-    Ok(())
+    let outbox = service.outbox().clone();
+    tokio::select! {
+        _ = service.serve(listener, stop.asked) => Ok(()),
+        () = stop.at_once.cancelled() => {
+            tracing::error!("another signal: ending at once");
+            let abandoned = outbox.close().await;
+            tracing::info!(abandoned, "stopped");
+            Err(Failed.into())
+        }
+    }
 }
 
 /// Containers often start with a limit below what the server and the outbox may have open together.

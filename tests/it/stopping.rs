@@ -2,10 +2,12 @@
 
 use std::{
     collections::HashSet,
+    process::Command,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use futures_util::future;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -133,10 +135,14 @@ async fn killed_under_load_it_has_acknowledged_nothing_that_variance_does_not_ha
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn another_signal_a_second_later_ends_it_at_once() {
     let variance = Variance::start().await;
     variance.always(Behaviour::BytesThenSilence(Vec::new()));
-    let (running, address) = start(&variance).await;
+    let (mut running, address) = Program::serve(&variance)
+        .env("CONNECTOR_SHUTDOWN_GRACE", "1h")
+        .env("CONNECTOR_WEBHOOK_DEADLINE", "1h")
+        .ready()
+        .await;
     let client = harness::client();
     let body = r#"{"event":"e"}"#;
     let request = tokio::spawn(client.post(format!("http://{address}/webhook")).body(body).send());
@@ -149,7 +155,41 @@ async fn a_second_signal_ends_it_at_once() {
         }
     };
     assert_eq!(refused.headers()["connection"], "close");
-    running.signal("-INT");
-    assert_eq!(running.ended().await.code, 1);
+    let child = running.child.as_mut().unwrap();
+    let status = loop {
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+    };
+    assert_eq!(status.code(), Some(1));
     assert!(request.await.unwrap().is_err());
+}
+
+/// The program with one event that Variance does not take yet.
+async fn holding(variance: &Variance) -> Running {
+    variance.always(Behaviour::Status(500));
+    let program = Program::serve(variance).env("CONNECTOR_WEBHOOK_DEADLINE", "1s");
+    let (running, address) = program.env("CONNECTOR_SHUTDOWN_GRACE", "60s").ready().await;
+    let reply = harness::client().post(format!("http://{address}/webhook")).body(r#"{"event":"e","uuid":"held"}"#);
+    assert_eq!(reply.send().await.unwrap().status(), 503);
+    running
+}
+
+#[tokio::test]
+async fn every_signal_to_stop_delivers_first_and_two_at_once_are_one() {
+    let all = ["-TERM", "-INT", "-QUIT", "-TERM -TERM", "-INT -INT", "-QUIT -TERM", "-HUP -HUP -TERM"];
+    future::join_all(all.map(|signals| async move {
+        let variance = Variance::start().await;
+        let running = holding(&variance).await;
+        let id = running.child.as_ref().unwrap().id();
+        let kill = signals.split(' ').map(|signal| format!("kill {signal} {id}")).collect::<Vec<_>>().join("; ");
+        let before = variance.count();
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        variance.received_at_least(before + 1).await;
+        variance.always(Behaviour::Status(200));
+        assert_eq!(running.ended().await.code, 0, "{signals}");
+        assert_eq!(variance.ids().last().unwrap(), "held", "{signals}");
+    }))
+    .await;
 }

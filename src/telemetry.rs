@@ -22,6 +22,8 @@ use crate::metrics::Metrics;
 
 mod queue;
 
+mod text;
+
 /// The target of this program's own events.
 const OWN: &str = env!("CARGO_CRATE_NAME");
 
@@ -95,7 +97,7 @@ where
     let lines = tracing_subscriber::fmt().with_env_filter(level.filter()).with_writer(writer).with_ansi(is_colourful);
     let lines = lines.log_internal_errors(false);
     match format.unwrap_or(if is_terminal { Format::Text } else { Format::Json }) {
-        Format::Text => lines.into(),
+        Format::Text => lines.fmt_fields(text::fields()).into(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).into(),
     }
 }
@@ -225,6 +227,13 @@ mod tests {
     }
 
     #[test]
+    fn a_value_of_several_words_is_quoted_in_text() {
+        let logged = log(Format::Text, "hyper=debug");
+        let expected = " hyper: other debug reason=\"no such host\" name=\"a b\" empty=\"\"\n";
+        assert!(logged.contains(expected), "{logged}");
+    }
+
+    #[test]
     fn without_a_format_a_terminal_gets_text_and_the_rest_json() {
         for (is_terminal, start) in [(true, "20"), (false, "{")] {
             let settings = LogSettings { format: None, level: "info".parse().unwrap() };
@@ -243,7 +252,7 @@ mod tests {
         dispatcher::with_default(&dispatch(buffer.clone()), || {
             tracing::info!(target: "variance_connector", events = 3, "own info");
             tracing::debug!(target: "variance_connector", "own debug");
-            tracing::debug!(target: "hyper", "other debug");
+            tracing::debug!(target: "hyper", reason = %"no such host", name = "a b", empty = %"", "other debug");
             tracing::warn!(target: "hyper", "other warn");
         });
         let bytes = buffer.0.lock().unwrap().clone();

@@ -1,12 +1,12 @@
 //! The command line: a file for each command, and what its result means to the shell.
 
-use std::{ffi::OsString, io, process::ExitCode};
+use std::{ffi::OsString, io, num::NonZeroU32, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::config;
+use crate::config::{self, Part};
 
 mod ask;
 mod backfill;
@@ -30,7 +30,7 @@ struct Failed;
 
 /// Forwards PostHog events to Variance.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, after_long_help = config::help())]
+#[command(version, args_conflicts_with_subcommands = true, after_long_help = Part::All.help())]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -40,20 +40,22 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service; also what is done without a command.
-    #[command(after_long_help = config::help())]
+    /// Run the service; this is also what happens without a command.
+    #[command(after_long_help = Part::All.help())]
     Serve(serve::Args),
-    /// Show the whole way on this machine, with a stand-in for Variance and nothing to configure.
+    /// Show the whole way on this machine, with a stand-in for Variance.
     Demo(demo::Args),
-    /// Print the configuration and where each setting comes from; with `--send`, try it.
-    #[command(after_long_help = config::help())]
+    /// Check and print the configuration; with `--send`, try it.
+    #[command(after_long_help = Part::All.help())]
     Check(check::Args),
-    /// Show what would be posted for PostHog's events, and what would not and why; nothing is sent.
+    /// Show what would be posted for PostHog's events; nothing is sent.
+    #[command(after_long_help = Part::Mapping.help())]
     Preview(preview::Args),
     /// Forward the events of exported files.
-    #[command(after_long_help = config::help())]
+    #[command(after_long_help = Part::Forwarding.help())]
     Backfill(backfill::Args),
     /// Ask the running service whether it is alive.
+    #[command(after_long_help = Part::Listen.help())]
     Healthcheck(ask::Args),
     /// Show how the running service is: Variance's state, events, rates, what is held, what was lost.
     Status(status::Args),
@@ -92,6 +94,16 @@ pub fn run(
     }
 }
 
+/// A whole number of at least one, or a sentence that says what would be right.
+fn at_least_one(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| format!("it must be a whole number from 1 to {}", u32::MAX))
+}
+
+/// A whole number, or a sentence that says what would be right.
+fn whole_number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it must be a whole number, such as 0 or 1000".to_owned())
+}
+
 /// Whether whoever read our output has read enough, as `head` has.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
@@ -120,6 +132,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use clap::CommandFactory;
 
     use super::*;
@@ -127,6 +141,36 @@ mod tests {
     #[test]
     fn verify_cli() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_long_help_of_a_command_has_the_settings_that_it_reads_and_no_others() {
+        let help = |name| {
+            let mut command = Cli::command();
+            let command = command.find_subcommand_mut(name).unwrap();
+            command.render_long_help().to_string()
+        };
+        for (name, has, has_not) in [
+            ("serve", "server.listen", "posthog.url"),
+            ("check", "log.level", "posthog.url"),
+            ("preview", "filter.calls", "variance.webhook_url"),
+            ("backfill", "posthog.api_key_file", "server.token"),
+            ("healthcheck", "(server.listen)", "server.token"),
+            ("demo", "--keep-running", "CONNECTOR_"),
+        ] {
+            let help = help(name);
+            assert!(help.contains(has) && !help.contains(has_not), "{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn the_short_help_fits_a_screen() {
+        let mut cli = Cli::command();
+        cli.build();
+        for command in iter::once(&cli).chain(cli.get_subcommands()) {
+            let help = command.clone().render_help().to_string();
+            assert!(help.lines().count() <= 30, "{}: {help}", command.get_name());
+        }
     }
 
     #[test]

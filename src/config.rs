@@ -13,13 +13,13 @@
 //!    listed, or listed but not read by [`load`].
 //! 4. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
 
-use std::{ffi::OsString, fmt, net::SocketAddr, time::Duration};
+use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, time::Duration};
 
 use url::Url;
 
 pub use self::{
     given::Origin,
-    keys::{FILE_VARIABLE, KEYS, Key, help},
+    keys::{FILE_VARIABLE, KEYS, Key},
     sources::Flags,
 };
 use self::{
@@ -126,24 +126,21 @@ pub struct Error {
 /// # Errors
 /// Everything that is wrong.
 pub fn load(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Error> {
-    read(flags, variables, |reader| {
-        let destination = destination(reader);
-        let listen = reader.get(&LISTEN);
-        let server = server(reader, listen);
-        let auth = auth(reader, listen);
-        let mapping = mapping(reader);
-        let outbox = outbox(reader);
-        let log = log(reader);
-        reader.warn_of_unknown_variables();
-        let service = ServiceSettings {
-            server: server?,
-            auth: auth?,
-            mapping: mapping?,
-            destination: destination?,
-            outbox: outbox?,
-        };
-        Ok(Config { service, log: log? })
-    })
+    read(flags, variables, service)
+}
+
+fn service(reader: &mut Reader) -> Result<Config, Reported> {
+    let destination = destination(reader);
+    let listen = reader.get(&LISTEN);
+    let server = server(reader, listen);
+    let auth = auth(reader, listen);
+    let mapping = mapping(reader);
+    let outbox = outbox(reader);
+    let log = log(reader);
+    reader.warn_of_unknown_variables();
+    let service =
+        ServiceSettings { server: server?, auth: auth?, mapping: mapping?, destination: destination?, outbox: outbox? };
+    Ok(Config { service, log: log? })
 }
 
 /// Reads `server.listen` alone, whatever may be wrong with the rest. The file is read only if neither the command line
@@ -180,18 +177,15 @@ pub fn forwarding(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded<Forwarding>, Error> {
-    read(flags, variables, |reader| {
-        let destination = destination(reader);
-        let mapping = mapping(reader);
-        let outbox = outbox(reader);
-        let shutdown_grace = reader.get(&SHUTDOWN_GRACE);
-        Ok(Forwarding {
-            mapping: mapping?,
-            destination: destination?,
-            outbox: outbox?,
-            shutdown_grace: shutdown_grace?,
-        })
-    })
+    read(flags, variables, forwarded)
+}
+
+fn forwarded(reader: &mut Reader) -> Result<Forwarding, Reported> {
+    let destination = destination(reader);
+    let mapping = mapping(reader);
+    let outbox = outbox(reader);
+    let shutdown_grace = reader.get(&SHUTDOWN_GRACE);
+    Ok(Forwarding { mapping: mapping?, destination: destination?, outbox: outbox?, shutdown_grace: shutdown_grace? })
 }
 
 /// Reads what it takes to fetch events from PostHog, whatever may be wrong or missing elsewhere.
@@ -203,6 +197,44 @@ pub fn posthog(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded<PosthogSettings>, Error> {
     read(flags, variables, posthog_api)
+}
+
+/// What a command reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What [`load`] reads.
+    All,
+    /// What [`forwarding`] and [`posthog`] read.
+    Forwarding,
+    /// What [`mapping_alone`] reads.
+    Mapping,
+    /// What [`listen`] reads.
+    Listen,
+}
+
+impl Part {
+    /// Its settings, in the order in which they are read.
+    fn keys(self) -> Vec<&'static Key> {
+        let mut reader = Reader::new(Sources::default());
+        match self {
+            Self::All => drop(service(&mut reader)),
+            Self::Forwarding => drop((forwarded(&mut reader), posthog_api(&mut reader))),
+            Self::Mapping => drop(mapping(&mut reader)),
+            Self::Listen => drop(reader.get(&LISTEN)),
+        }
+        KEYS.iter().copied().filter(|key| reader.has_read(key)).collect()
+    }
+
+    /// Its settings as text for the command line's help.
+    pub fn help(self) -> String {
+        let mut text =
+            format!("Settings, by environment variable or in the file that --config or {FILE_VARIABLE} names:\n");
+        for Key { name, variables, default, doc, .. } in self.keys() {
+            let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
+            write!(text, "\n  {} ({name}){default}\n      {doc}", variables.join(", ")).expect("a string takes all");
+        }
+        text
+    }
 }
 
 /// What `settings` makes of all sources, if there is nothing wrong with it and with the file.

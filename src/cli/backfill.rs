@@ -66,7 +66,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
     /// The most events per second
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::at_least_one)]
     rate: Option<NonZeroU32>,
     /// Only events from this time on, such as 2026-08-20 or 2026-08-20T09:00:00Z
     #[arg(long, value_name = "TIME", value_parser = times::parse_argument)]
@@ -75,7 +75,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = times::parse_argument)]
     until: Option<jiff::Timestamp>,
     /// Pass over the first events, as a run that was interrupted tells to
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::whole_number)]
     skip: u64,
     /// Say nothing but what is wrong
     #[arg(long, short)]

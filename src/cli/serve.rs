@@ -16,16 +16,16 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The configuration file; else that in `CONNECTOR_CONFIG`
+    /// The configuration file, before that in `CONNECTOR_CONFIG`
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// The address and port to listen on, before all other settings
+    /// The address and port to listen on
     #[arg(long, value_name = "ADDRESS")]
     pub(super) listen: Option<String>,
-    /// What is logged, before all other settings
+    /// What is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
-    /// What a line of the log looks like, before all other settings
+    /// What a line of the log looks like
     #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
     pub(super) log_format: Option<String>,
 }

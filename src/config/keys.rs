@@ -1,7 +1,7 @@
 //! The table of all settings. Each row knows all about its setting: its names, its default, what it is for, how it is
 //! written, how much of it may be shown, and how it is parsed.
 
-use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use http::HeaderValue;
 use url::Url;
@@ -297,16 +297,6 @@ impl Kind {
     }
 }
 
-/// The table as text for the command line's help.
-pub fn help() -> String {
-    let mut text = String::from("Settings, by environment variable or in the file:\n");
-    for Key { name, variables, default, doc, kind: _, shown: _, pasted_with: _ } in KEYS {
-        let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
-        write!(text, "\n  {} ({name}){default}\n      {doc}", variables.join(", ")).expect("a string takes all");
-    }
-    text
-}
-
 /// The end of a message about an unknown name: the known one that is nearest, if one is near. A name that is right but
 /// for what stands before the separator is near.
 pub(super) fn did_you_mean(name: &str, separator: char, known: impl Iterator<Item = &'static str>) -> String {
@@ -325,7 +315,10 @@ pub(super) fn did_you_mean(name: &str, separator: char, known: impl Iterator<Ite
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        fmt::Write as _,
+    };
 
     use super::*;
 

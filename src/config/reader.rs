@@ -95,6 +95,11 @@ impl Reader {
         Reported
     }
 
+    /// True if a setting was asked for, whatever came of that.
+    pub(super) fn has_read(&self, key: &Key) -> bool {
+        self.settings.iter().any(|setting| setting.key.name == key.name)
+    }
+
     /// A setting that was read and where its value came from, for a message.
     pub(super) fn named(&self, key: &Key) -> String {
         let setting = self.settings.iter().find(|setting| setting.key.name == key.name).expect("it was read");

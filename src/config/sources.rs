@@ -26,6 +26,7 @@ pub struct Flags {
 }
 
 /// All that was said.
+#[derive(Default)]
 pub(super) struct Sources {
     flags: Flags,
     variables: BTreeMap<OsString, OsString>,

@@ -41,6 +41,7 @@ use crate::{
     server::{self, ServerSettings},
     service::ServiceSettings,
     telemetry::LogSettings,
+    variance::Call,
 };
 
 mod file;
@@ -354,6 +355,19 @@ fn mapping(reader: &mut Reader) -> Result<MappingSettings, Reported> {
         }
         false => Ok(calls),
     });
+    if let (Ok(calls), Ok(exclude), Ok(include)) = (&calls, &exclude, &include)
+        && !include.is_empty()
+    {
+        let included = reader.named(&INCLUDE.key);
+        if !calls.contains(&Call::Capture) {
+            let calls = reader.named(&CALLS.key);
+            reader.problem(format!("{included} names capture events, which {calls} leaves out"));
+        }
+        for lost in include.iter().filter(|name| exclude.iter().any(|pattern| pattern.covers(name))) {
+            let excluded = reader.named(&EXCLUDE.key);
+            reader.problem(format!("{included} and {excluded} both name {lost}, which would not be forwarded"));
+        }
+    }
     Ok(MappingSettings {
         format: format?,
         calls: calls?,

@@ -25,6 +25,11 @@ impl Default for Raw<'_> {
     }
 }
 
+/// An object as it stood in the text, or as a string in the text had it. Only [`Raw::object_text`] makes one, so it has been
+/// checked.
+#[derive(Clone, Debug)]
+pub struct ObjectText<'a>(Cow<'a, str>);
+
 /// The inside of a JSON string as it stood in the text: without its quotes, escapes still in place.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
@@ -92,21 +97,61 @@ impl<'a> Raw<'a> {
         self.0.starts_with('[')
     }
 
+    /// The object that the value is, or that it holds as JSON text in a string.
+    pub fn object_text(self) -> Option<ObjectText<'a>> {
+        if self.is_object() {
+            return Some(ObjectText(Cow::Borrowed(self.0)));
+        }
+        let inside = self.as_text()?;
+        // No other string holds one, and most are not worth a copy.
+        if !inside.as_written().starts_with(['{', '\\', ' ']) {
+            return None;
+        }
+        let text = inside.to_scalar_string();
+        let is_object = Raw::parse(&text).is_ok_and(Raw::is_object);
+        is_object.then_some(ObjectText(text))
+    }
+
     /// The members of an object in their order, repeated keys included; none if the value is of another type.
     pub fn members(self) -> Vec<(Text<'a>, Self)> {
-        let mut members = Vec::new();
-        if self.is_object() {
-            let scanned = Scanner::new(self.0).object(|scanner, key| {
-                members.push((key, scanner.value()?));
-                Ok::<_, SyntaxError>(())
-            });
-            scanned.expect("a raw value has been checked");
-        }
-        members
+        if self.is_object() { members(self.0) } else { Vec::new() }
     }
 }
 
+impl ObjectText<'_> {
+    /// The object's text, perhaps with white space around it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its members in their order, repeated keys included.
+    pub fn members(&self) -> Vec<(Text<'_>, Raw<'_>)> {
+        members(&self.0)
+    }
+
+    /// The last member of that name, unless it is null.
+    pub fn member(&self, name: &str) -> Option<Raw<'_>> {
+        let members = self.members();
+        members.iter().rfind(|(key, _)| *key.unescaped() == *name.as_bytes())?.1.non_null()
+    }
+}
+
+fn members(object: &str) -> Vec<(Text<'_>, Raw<'_>)> {
+    let mut members = Vec::new();
+    let scanned = Scanner::new(object).object(|scanner, key| {
+        members.push((key, scanner.value()?));
+        Ok::<_, SyntaxError>(())
+    });
+    scanned.expect("it has been checked");
+    members
+}
+
 impl<'a> Text<'a> {
+    /// A text that needs no escapes.
+    pub(crate) fn plain(inside: &'a str) -> Self {
+        Self { inside, escaped: false }
+    }
+
     /// The text as it stands between the quotes.
     pub fn as_written(self) -> &'a str {
         self.inside
@@ -145,7 +190,12 @@ impl<'a> Text<'a> {
     /// Whether PostHog made this name up itself: it starts with `$`.
     #[inline]
     pub fn is_internal(self) -> bool {
-        self.unescaped().first() == Some(&b'$')
+        self.inside.starts_with('$') || self.inside.starts_with(r"\u0024")
+    }
+
+    /// Whether it means something else than it says.
+    pub fn is_escaped(self) -> bool {
+        self.escaped
     }
 }
 

@@ -5,14 +5,14 @@
 //! from keys with a dot, and lost events whose URL did not parse), where a webhook has a value in another place (`$ip`,
 //! `$sent_at`), and in what the user may add: the account (`context.groupId`) and the person (`context.traits`).
 
-use std::{borrow::Cow, collections::HashMap, str::FromStr, time::SystemTime};
+use std::{borrow::Cow, collections::HashSet, fmt, str::FromStr, time::SystemTime};
 
 use url::Url;
 
 use crate::{
-    json::{Raw, Text},
+    json::{ObjectText, Raw, Text},
     metrics::{CallLabel, FilteredLabel},
-    posthog::{self, Event},
+    posthog::{self, Event, Invalid, Time},
     variance::{Call, Message, Object},
 };
 
@@ -25,11 +25,11 @@ pub struct MappingSettings {
     pub calls: Vec<Call>,
     /// Names of events that are not forwarded all the same.
     pub exclude: Vec<NamePattern>,
-    /// If there are any: the only capture events that are forwarded.
+    /// The names of the only capture events that are forwarded; any, if it is empty.
     pub include: Vec<NamePattern>,
     /// Whether capture and page events of people who are not identified are forwarded.
     pub anonymous: bool,
-    /// Properties that are kept although their names start with `$`.
+    /// Names of properties and traits that start with `$` and go along all the same.
     pub keep_properties: Vec<NamePattern>,
     /// Whether the person's properties go along with every event.
     pub person_traits: bool,
@@ -72,7 +72,7 @@ impl Format {
     }
 }
 
-/// The name of an event, or how names start.
+/// A name, or how names start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamePattern {
     /// This name and no other.
@@ -93,6 +93,23 @@ pub enum Filtered {
     /// It is a call whose name the settings leave out.
     #[error("excluded by filter.exclude")]
     Excluded(Call),
+    /// The settings name the only capture events that are forwarded, and this is none of them.
+    #[error("not in filter.include")]
+    NotIncluded,
+    /// It is a capture or page event of somebody who is not identified, and the settings leave those out.
+    #[error("its person is not identified, and filter.anonymous is false")]
+    Anonymous(Call),
+}
+
+/// Why there is no message for an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoMessage {
+    /// It is not forwarded.
+    #[error(transparent)]
+    Filtered(#[from] Filtered),
+    /// It cannot be.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
 }
 
 impl Filtered {
@@ -102,6 +119,8 @@ impl Filtered {
             Self::NoCall => (CallLabel::None, FilteredLabel::NoCall),
             Self::CallOff(call) => (call.into(), FilteredLabel::CallOff),
             Self::Excluded(call) => (call.into(), FilteredLabel::Excluded),
+            Self::NotIncluded => (CallLabel::Capture, FilteredLabel::NotIncluded),
+            Self::Anonymous(call) => (call.into(), FilteredLabel::Anonymous),
         }
     }
 }
@@ -112,17 +131,26 @@ const LIBRARY: &str = concat!(r#"{"name":"variance-connector","version":""#, env
 impl MappingSettings {
     /// The message for an event, which arrived at `arrived` if it has no time of its own. `scratch` lends its memory.
     ///
+    /// It takes [`Event::max_message`] at most: the `search` of the page's URL, which can be three times as long as the URL,
+    /// is left out where it would take more.
+    ///
     /// # Errors
     /// Why the event is not forwarded.
-    pub fn message(&self, event: &Event<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Result<Message, Filtered> {
-        let call = self.call(&event.name())?;
-        Ok(Message::write(call, event.uuid.as_str(), scratch, |out| match self.format {
-            Format::Posthog => out.extend_from_slice(event.raw.as_str().as_bytes()),
-            Format::Variance => Object::write(out, |body| self.body(body, call, event, arrived)),
-        }))
+    pub fn message(&self, event: &Event<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Result<Message, NoMessage> {
+        let call = self.call(event)?;
+        let mut write = |search: Option<&str>| {
+            Message::write_within(event.max_message(), call, event.uuid.as_str(), scratch, |out| match self.format {
+                Format::Posthog => out.push(event.raw.as_str().as_bytes()),
+                Format::Variance => Object::write(out, |body| self.body(body, call, event, arrived, search)),
+            })
+        };
+        let search = event.properties.current_url.filter(|_| self.format == Format::Variance).and_then(search);
+        let message = write(search.as_deref()).or_else(|| search.and_then(|_| write(None)));
+        Ok(message.ok_or(Invalid::MessageTooLarge)?)
     }
 
-    fn call(&self, name: &[u8]) -> Result<Call, Filtered> {
+    fn call(&self, event: &Event<'_>) -> Result<Call, Filtered> {
+        let name = &*event.name();
         let call = match name {
             b"$pageview" => Call::Page,
             b"$identify" | b"$set" => Call::Identify,
@@ -131,54 +159,71 @@ impl MappingSettings {
             [b'$', ..] => return Err(Filtered::NoCall),
             _ => Call::Capture,
         };
+        let is_in = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.matches(name));
         if !self.calls.contains(&call) {
             return Err(Filtered::CallOff(call));
         }
-        match self.exclude.iter().any(|pattern| pattern.matches(name)) {
-            true => Err(Filtered::Excluded(call)),
-            false => Ok(call),
+        if is_in(&self.exclude) {
+            return Err(Filtered::Excluded(call));
         }
+        if call == Call::Capture && !self.include.is_empty() && !is_in(&self.include) {
+            return Err(Filtered::NotIncluded);
+        }
+        if !self.anonymous && matches!(call, Call::Capture | Call::Page) && is_anonymous(&event.properties) {
+            return Err(Filtered::Anonymous(call));
+        }
+        Ok(call)
     }
 
-    fn body(&self, body: &mut Object<'_>, call: Call, event: &Event<'_>, arrived: SystemTime) {
+    fn body(&self, body: &mut Object<'_>, call: Call, event: &Event<'_>, arrived: SystemTime, search: Option<&str>) {
         let properties = &event.properties;
         body.json("messageId", event.uuid.as_json());
-        match event.timestamp.or(event.sent_at) {
-            Some(timestamp) => body.json("timestamp", timestamp.as_str()),
+        match event.time() {
+            Some(time) => match Time::of(time).filter(|_| !posthog::is_rfc3339(time)) {
+                Some(rewritten) => body.string("timestamp", &rewritten.to_string()),
+                None => body.json("timestamp", time.as_str()),
+            },
             None => body.string("timestamp", &humantime::format_rfc3339_millis(arrived).to_string()),
         }
         body.string("type", call.type_name());
-        let anonymous_id = first([properties.anon_distinct_id, properties.device_id, properties.distinct_id]);
-        body.raw("anonymousId", anonymous_id);
+        let anonymous_id = || first([properties.anon_distinct_id, properties.device_id, properties.distinct_id]);
         let user_id = || first([event.user_id, event.distinct_id, properties.distinct_id]);
-        match call {
-            Call::Alias => body.raw("userId", properties.alias.or_else(user_id)),
-            _ => body.raw("userId", user_id()),
-        }
+        let (anonymous_id, user_id) = match call {
+            Call::Group if is_group_itself(event) => (None, None),
+            Call::Alias => (anonymous_id(), properties.alias.or_else(user_id)),
+            _ => (anonymous_id(), user_id()),
+        };
+        body.raw("anonymousId", anonymous_id);
+        body.raw("userId", user_id);
         body.raw("sentAt", event.sent_at.or(properties.sent_at));
-        let search = properties.current_url.and_then(search);
-        body.object("context", |context| self.context(context, event, search.as_deref()));
+        body.object("context", |context| self.context(context, event, search));
         body.json("libary", LIBRARY);
         match call {
             Call::Capture => {
                 body.raw("event", Some(event.name));
-                body.object("properties", |own| write_own(own, &properties.own));
+                let all = properties.received.filter(|_| !self.keep_properties.is_empty()).map(Raw::members);
+                let members = all.as_ref().unwrap_or(&properties.own);
+                body.object("properties", |own| write(own, self.own(members)));
             }
             Call::Page => {
                 body.raw("name", properties.name);
                 body.raw("category", properties.category);
-                let search = search.as_deref().filter(|search| !search.is_empty());
+                let search = search.filter(|search| !search.is_empty());
                 body.object("properties", |page| write_page(page, properties, search));
             }
             Call::Identify => {
-                let mut traits = properties.set.map(Raw::members).unwrap_or_default();
-                traits.extend(event.set.map(Raw::members).unwrap_or_default());
-                body.object("traits", |own| write_own(own, &traits));
+                let sets = match [properties.set, event.set] {
+                    // Stored events lose theirs after a time, but not the person.
+                    [None, None] => [event.person_properties(), None],
+                    sets => sets.map(|set| set.and_then(Raw::object_text)),
+                };
+                let members: Vec<_> = sets.iter().flatten().flat_map(ObjectText::members).collect();
+                body.object("traits", |traits| write(traits, self.own(&members)));
             }
             Call::Alias => body.raw("previousId", properties.distinct_id.or(event.distinct_id)),
             Call::Group => {
                 body.raw("groupId", properties.group_key);
-                body.object("traits", |traits| write_group(traits, properties));
+                body.object("traits", |traits| self.group(traits, event));
             }
         }
     }
@@ -187,7 +232,8 @@ impl MappingSettings {
         let properties = &event.properties;
         context.object("app", |app| app.raw("version", properties.posthog_version));
         context.raw("ip", event.ip.or(properties.ip));
-        context.object("os", |os| os.raw("name", properties.os));
+        let is_server = properties.is_server.is_some_and(|is_server| is_server.as_str() == "true");
+        context.object("os", |os| os.raw("name", properties.os.filter(|_| !is_server)));
         context.object("page", |page| write_page(page, properties, search));
         context.object("screen", |screen| {
             screen.raw("height", properties.screen_height);
@@ -197,12 +243,68 @@ impl MappingSettings {
         if self.person_traits
             && let Some(person) = event.person_properties()
         {
-            context.object("traits", |traits| write_own(traits, &person.members()));
+            context.object("traits", |traits| write(traits, self.own(&person.members())));
         }
-        if let Some(account) = &self.account_group {
-            context.raw("groupId", properties.groups.and_then(|groups| posthog::member(groups, account)));
+        if let Some(account) = &self.account_group
+            && let Some(groups) = properties.groups.and_then(Raw::object_text)
+        {
+            context.raw("groupId", groups.member(account));
         }
     }
+
+    /// The group's type; over it the groups that the event belongs to, as the app had them; and over these the group's
+    /// properties.
+    fn group(&self, traits: &mut Object<'_>, event: &Event<'_>) {
+        let properties = &event.properties;
+        let groups = properties.groups.and_then(Raw::object_text);
+        let of_group = properties.group_set.and_then(Raw::object_text).or_else(|| event.group_properties());
+        let [groups, of_group] = [&groups, &of_group].map(|text| text.as_ref().map(ObjectText::members));
+        let mut all: Vec<_> = properties
+            .group_type
+            .map(|group_type| (Text::plain("posthog_group_type"), group_type))
+            .into_iter()
+            .collect();
+        for members in [groups, of_group].iter().flatten() {
+            all.extend(self.own(members));
+        }
+        write(traits, self.own(&all));
+    }
+
+    /// The members that PostHog did not make up: no key that starts with `$` unless it is to be kept, no null, of a
+    /// repeated key the last.
+    fn own<'m, 'a>(
+        &self,
+        members: &'m [(Text<'a>, Raw<'a>)],
+    ) -> impl Iterator<Item = (Text<'a>, Raw<'a>)> + use<'_, 'm, 'a> {
+        let repeats = may_repeat(members).then(|| {
+            // Each key is unescaped once, from the last to the first.
+            let mut seen = HashSet::with_capacity(members.len());
+            members.iter().rev().map(|(key, _)| !seen.insert(key.unescaped())).collect::<Vec<_>>()
+        });
+        let is_repeated = move |index| repeats.as_ref().is_some_and(|repeats| repeats[members.len() - 1 - index]);
+        let is_kept = |key: Text<'_>| self.keep_properties.iter().any(|pattern| pattern.matches(&key.unescaped()));
+        let own = members.iter().enumerate().filter(move |(index, (key, value))| {
+            value.non_null().is_some() && (!key.is_internal() || is_kept(*key)) && !is_repeated(*index)
+        });
+        own.map(|(_, member)| *member)
+    }
+}
+
+/// Whether PostHog keeps no profile of the person: nobody has told it who that is.
+fn is_anonymous(properties: &posthog::Properties<'_>) -> bool {
+    let profile = [properties.process_person_profile, properties.is_identified];
+    profile.into_iter().flatten().any(|is_known| is_known.as_str() == "false")
+}
+
+/// Whether the `distinct_id` is one that SDKs make up of a group's type and key, since they must give one.
+fn is_group_itself(event: &Event<'_>) -> bool {
+    let properties = &event.properties;
+    let text = |value: Raw<'_>| {
+        value.as_text().map_or_else(|| value.as_str().to_owned(), |text| text.to_scalar_string().into())
+    };
+    let id = event.distinct_id.or(properties.distinct_id).map(text);
+    let (group_type, group_key) = (properties.group_type.map(text), properties.group_key.map(text));
+    group_type.zip(group_key).is_some_and(|(group_type, group_key)| id == Some(format!("${group_type}_{group_key}")))
 }
 
 /// The app's `get(a | b)`: the first that JavaScript takes for true.
@@ -255,42 +357,48 @@ fn write_page(page: &mut Object<'_>, properties: &posthog::Properties<'_>, searc
     }
 }
 
-/// The group's type and, over it, the groups of the user, as the app had it.
-fn write_group(traits: &mut Object<'_>, properties: &posthog::Properties<'_>) {
-    const TYPE: &str = "posthog_group_type";
-    let groups = properties.groups.map(Raw::members).unwrap_or_default();
-    if properties.groups.and_then(|groups| posthog::member(groups, TYPE)).is_none() {
-        traits.raw(TYPE, properties.group_type);
-    }
-    write_own(traits, &groups);
+fn write<'a>(object: &mut Object<'_>, members: impl Iterator<Item = (Text<'a>, Raw<'a>)>) {
+    members.for_each(|(key, value)| object.raw(key.as_written(), Some(value)));
 }
 
-/// Writes the members that PostHog did not make up: no key that starts with `$`, no null, of a repeated key the last.
-fn write_own(object: &mut Object<'_>, members: &[(Text<'_>, Raw<'_>)]) {
-    let mut write = |(key, value): &(Text<'_>, Raw<'_>)| {
-        if !key.is_internal() {
-            object.raw(key.as_written(), value.non_null());
-        }
+/// Whether two of the keys may be the same; true whenever they are. The work for each key does not grow with its length.
+fn may_repeat(members: &[(Text<'_>, Raw<'_>)]) -> bool {
+    let mut seen = [0_u64; 64];
+    members.iter().any(|(key, _)| {
+        let sketch = sketch(key.as_written().as_bytes());
+        let (word, bit) = (&mut seen[usize::from(sketch / 64)], 1 << (sketch % 64));
+        let is_seen = *word & bit != 0;
+        *word |= bit;
+        is_seen || key.is_escaped()
+    })
+}
+
+/// A number below 4096 that is the same for the same key, and seldom for another one.
+fn sketch(key: &[u8]) -> u16 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (start, end) = match (key.first_chunk(), key.last_chunk()) {
+        (Some(start), Some(end)) => (u64::from_le_bytes(*start), u64::from_le_bytes(*end)),
+        _ => (key.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)), 0),
     };
-    // A few keys are compared fastest with each other; with many, that would let a sender burn time.
-    if members.len() <= 32 {
-        for (index, member) in members.iter().enumerate() {
-            if !members[index + 1..].iter().any(|later| later.0 == member.0) {
-                write(member);
-            }
-        }
-    } else {
-        let last: HashMap<_, _> =
-            members.iter().enumerate().map(|(index, (key, _))| (key.unescaped(), index)).collect();
-        for (index, member) in members.iter().enumerate() {
-            if last[&member.0.unescaped()] == index {
-                write(member);
-            }
-        }
-    }
+    let mixed = (start.wrapping_mul(ODD) ^ end ^ (key.len() as u64) << 56).wrapping_mul(ODD);
+    (mixed >> 52) as u16
 }
 
 impl NamePattern {
+    /// Whether every name that the other one means is also meant by this one.
+    pub fn covers(&self, other: &Self) -> bool {
+        match other {
+            Self::Exact(name) => self.matches(name.as_bytes()),
+            Self::Prefix(prefix) => matches!(self, Self::Prefix(shorter) if prefix.starts_with(shorter)),
+        }
+    }
+
+    /// Whether every name that it means starts with `$`.
+    pub fn is_internal(&self) -> bool {
+        let (Self::Exact(start) | Self::Prefix(start)) = self;
+        start.starts_with('$')
+    }
+
     fn matches(&self, name: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => name == exact.as_bytes(),
@@ -299,14 +407,26 @@ impl NamePattern {
     }
 }
 
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => write!(f, "{name:?}"),
+            Self::Prefix(prefix) => write!(f, "\"{}*\"", prefix.escape_debug()),
+        }
+    }
+}
+
 impl FromStr for NamePattern {
     type Err = ();
 
+    /// A `*` stands at the end, behind something, or nowhere.
     fn from_str(pattern: &str) -> Result<Self, ()> {
-        Ok(match pattern.strip_suffix('*') {
-            Some(prefix) => Self::Prefix(prefix.to_owned()),
-            None => Self::Exact(pattern.to_owned()),
-        })
+        let (start, is_prefix) = pattern.strip_suffix('*').map_or((pattern, false), |prefix| (prefix, true));
+        match start {
+            _ if start.is_empty() || start.contains('*') => Err(()),
+            prefix if is_prefix => Ok(Self::Prefix(prefix.to_owned())),
+            name => Ok(Self::Exact(name.to_owned())),
+        }
     }
 }
 

@@ -5,16 +5,23 @@
 
 use std::borrow::Cow;
 
-pub use self::event_id::{EventId, MAX_UUID_BYTES};
-use crate::json::{Raw, Scanner, SyntaxError, Text};
+pub use self::{
+    event_id::{EventId, MAX_UUID_BYTES},
+    time::{Time, is_rfc3339},
+};
+use crate::json::{ObjectText, Raw, Scanner, SyntaxError, Text};
 
 mod event_id;
+mod time;
 
 /// The most elements in one body.
 pub const MAX_ELEMENTS: usize = 10_000;
 
 /// The most bytes of one element.
 pub const MAX_ELEMENT_BYTES: usize = 4 << 20;
+
+/// What a message may have beyond twice the bytes of its event.
+const MESSAGE_EXTRA: usize = 4 << 10;
 
 /// The most properties that an element of [`MAX_ELEMENT_BYTES`] has room for, each at least `"":0,`.
 const MAX_PROPERTIES: usize = MAX_ELEMENT_BYTES / 5;
@@ -66,6 +73,9 @@ pub enum Invalid {
     /// It is over [`MAX_ELEMENT_BYTES`].
     #[error("the event is larger than {} MiB", MAX_ELEMENT_BYTES >> 20)]
     TooLarge,
+    /// Its message would be over what an event of its size may become.
+    #[error("the event's message to Variance would be larger than twice the event and {} KiB", MESSAGE_EXTRA >> 10)]
+    MessageTooLarge,
     /// It is not a JSON object.
     #[error("an event must be a JSON object")]
     NoObject,
@@ -75,6 +85,18 @@ pub enum Invalid {
     /// Its `event` is something else than a string with something in it.
     #[error("the event has no name: `event` must be a string that is not empty")]
     UnusableName,
+    /// Its `event` is a template's own text.
+    #[error(
+        "the event's name is a template that was not filled in: in PostHog, set the destination's field \"JSON Body\" \
+         back to its default"
+    )]
+    UnfilledName,
+    /// It is an object, but as JSON text in a string.
+    #[error(
+        "the event is JSON text in a string, and must be an object: in PostHog, set the destination's field \
+         \"JSON Body\" back to its default"
+    )]
+    EventIsText,
     /// It has a `batch` that is no array, or not where a batch can be.
     #[error("`batch` must be an array of events, and stand in the outermost object of the body")]
     BatchIsNoArray,
@@ -86,15 +108,43 @@ pub enum Invalid {
     ActionWebhook,
 }
 
+impl<'a> Envelope<'a> {
+    /// Reads what surrounds the events of a body, and makes nothing of them. A body without a batch has an empty one.
+    fn read(text: &'a str) -> Result<Self, SyntaxError> {
+        let mut scanner = scanner_of(text);
+        let (mut envelope, mut batch) = (Self::default(), None);
+        if scanner.next_byte() == Some(b'{') {
+            scanner.object(|scanner, key| {
+                let value = scanner.value()?.non_null();
+                match &*key.unescaped() {
+                    b"api_key" => envelope.api_key = value,
+                    b"sent_at" => envelope.sent_at = value,
+                    b"batch" => batch = value,
+                    _ => {}
+                }
+                Ok::<_, SyntaxError>(())
+            })?;
+        } else {
+            scanner.value()?;
+        }
+        scanner.end()?;
+        Ok(if batch.is_some_and(Raw::is_array) { envelope } else { Self::default() })
+    }
+}
+
 impl<'a, T> Body<'a, T> {
-    /// Walks over `text`, which must be JSON from its first byte to its last, and makes something of each element.
-    ///
-    /// Elements whose envelope names its `sent_at` behind them are made twice, since it belongs to them.
+    /// Walks over `text`, which must be JSON from its first byte to its last but for a byte order mark, and makes something
+    /// of each element.
     ///
     /// # Errors
     /// When no element can be told apart: see [`BodyError`].
-    pub fn parse(text: &'a str, mut make: impl FnMut(Element<'a>) -> T) -> Result<Self, BodyError> {
-        let mut scanner = Scanner::new(text);
+    pub fn parse(text: &'a str, mut make: impl FnMut(Element<'_>) -> T) -> Result<Self, BodyError> {
+        Self::walk(text, |element| element.complete(&mut make))
+    }
+
+    /// The same with elements whose properties may still be JSON text in a string.
+    fn walk(text: &'a str, mut make: impl FnMut(Element<'a>) -> T) -> Result<Self, BodyError> {
+        let mut scanner = scanner_of(text);
         let mut elements = Vec::new();
         let mut envelope = Envelope::default();
         let mut walk = |scanner: &mut Scanner<'a>, elements: &mut Vec<T>, sent_at| {
@@ -110,15 +160,17 @@ impl<'a, T> Body<'a, T> {
         match scanner.next_byte() {
             Some(b'[') => walk(&mut scanner, &mut elements, None)?,
             Some(b'{') => {
-                let mut sent_at = None;
-                let mut batch = |scanner: &mut Scanner<'a>, sent_before| {
-                    sent_at = sent_before;
+                // The time of sending belongs to each event. It is looked for first, unless the batch ends the body.
+                let mut sent_at = if is_batch_last(text) { None } else { Envelope::read(text)?.sent_at };
+                let mut batch = |scanner: &mut Scanner<'a>, sent_before: Option<Raw<'a>>| {
+                    sent_at = sent_at.or(sent_before);
                     walk(scanner, &mut elements, sent_at)
                 };
                 let outer = Fields::scan(&mut scanner, Place::Body(&mut batch))?;
                 match outer.batch.filter(|batch| batch.is_array()) {
                     Some(batch) => {
                         envelope = Envelope { api_key: outer.api_key, sent_at: outer.event.sent_at };
+                        // Only a body that ends with another array than its batch, and has it twice or its time last.
                         if envelope.sent_at != sent_at {
                             walk(&mut Scanner::new(batch.as_str()), &mut elements, envelope.sent_at)?;
                         }
@@ -140,12 +192,46 @@ impl<'a, T> Body<'a, T> {
     }
 }
 
+impl<'a> Body<'a, Raw<'a>> {
+    /// Cuts a body into its elements, for those who decode each by itself.
+    ///
+    /// # Errors
+    /// As [`Body::parse`].
+    pub fn split(text: &'a str) -> Result<Self, BodyError> {
+        Self::walk(text, |element| element.raw)
+    }
+}
+
+/// Starts behind the byte order mark that a body may have.
+fn scanner_of(body: &str) -> Scanner<'_> {
+    Scanner::new(body.strip_prefix('\u{feff}').unwrap_or(body))
+}
+
+/// Whether a body ends as one whose batch is its last member.
+fn is_batch_last(body: &str) -> bool {
+    let members = body.trim_ascii_end().strip_suffix('}');
+    members.is_some_and(|members| members.trim_ascii_end().ends_with(']'))
+}
+
 impl<'a> Element<'a> {
     fn scan(scanner: &mut Scanner<'a>, sent_at: Option<Raw<'a>>) -> Result<Self, BodyError> {
         if scanner.next_byte() != Some(b'{') {
-            return Ok(Self { raw: scanner.value()?, event: Err(Invalid::NoObject) });
+            let raw = scanner.value()?;
+            let is_event = raw.object_text().is_some();
+            return Ok(Self { raw, event: Err(if is_event { Invalid::EventIsText } else { Invalid::NoObject }) });
         }
         Ok(Fields::scan(scanner, Place::Element)?.element(sent_at))
+    }
+
+    /// Makes something of it once its properties are an object, if they are JSON text that says so.
+    fn complete<T>(self, make: impl FnOnce(Element<'_>) -> T) -> T {
+        let received = self.event.as_ref().ok().and_then(|event| event.properties.received);
+        let text = received.filter(|received| !received.is_object()).and_then(Raw::object_text);
+        let mut element: Element<'_> = self;
+        if let (Some(text), Ok(event)) = (&text, &mut element.event) {
+            event.properties = Properties::scan(&mut Scanner::new(text.as_str())).expect("it has been checked");
+        }
+        make(element)
     }
 }
 
@@ -154,6 +240,8 @@ impl<'a> Element<'a> {
 pub struct Event<'a> {
     /// The event object as it was received.
     pub raw: Raw<'a>,
+    /// The bytes of the element that it came in, the person included.
+    pub size: usize,
     /// Its name as JSON: a string that is not empty.
     pub name: Raw<'a>,
     /// Its identity.
@@ -174,12 +262,15 @@ pub struct Event<'a> {
     pub properties: Properties<'a>,
     person: Option<Raw<'a>>,
     person_properties: Option<Raw<'a>>,
+    groups: Option<Raw<'a>>,
 }
 
 /// An event's `properties`: those with a meaning by name, and all that PostHog did not make up.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "each is the property of the same name, with `$` or without; none is null")]
 pub struct Properties<'a> {
+    /// All of them, an object unless the event has none or they are something else.
+    pub received: Option<Raw<'a>>,
     pub alias: Option<Raw<'a>>,
     pub anon_distinct_id: Option<Raw<'a>>,
     pub category: Option<Raw<'a>>,
@@ -187,14 +278,18 @@ pub struct Properties<'a> {
     pub device_id: Option<Raw<'a>>,
     pub distinct_id: Option<Raw<'a>>,
     pub group_key: Option<Raw<'a>>,
+    pub group_set: Option<Raw<'a>>,
     pub group_type: Option<Raw<'a>>,
     pub groups: Option<Raw<'a>>,
     pub host: Option<Raw<'a>>,
     pub ip: Option<Raw<'a>>,
+    pub is_identified: Option<Raw<'a>>,
+    pub is_server: Option<Raw<'a>>,
     pub name: Option<Raw<'a>>,
     pub os: Option<Raw<'a>>,
     pub pathname: Option<Raw<'a>>,
     pub posthog_version: Option<Raw<'a>>,
+    pub process_person_profile: Option<Raw<'a>>,
     pub referrer: Option<Raw<'a>>,
     pub screen_height: Option<Raw<'a>>,
     pub screen_width: Option<Raw<'a>>,
@@ -205,13 +300,25 @@ pub struct Properties<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// Decodes an element that stands by itself: `{"event": {…}, "person": {…}}` or `{"event": "name", …}`.
-    ///
-    /// # Errors
-    /// When it does not name an event.
-    pub fn decode(element: Raw<'a>, envelope: &Envelope<'a>) -> Result<Self, Invalid> {
+    /// Decodes an element that stands by itself, `{"event": {…}, "person": {…}}` or `{"event": "name", …}`, and makes
+    /// something of it.
+    pub fn decode<T>(
+        element: Raw<'_>,
+        envelope: &Envelope<'_>,
+        make: impl FnOnce(Result<Event<'_>, Invalid>) -> T,
+    ) -> T {
         let element = Element::scan(&mut Scanner::new(element.as_str()), envelope.sent_at);
-        element.expect("a raw value has been checked").event
+        element.expect("a raw value has been checked").complete(|element| make(element.event))
+    }
+
+    /// The most bytes of a message made of it.
+    pub fn max_message(&self) -> usize {
+        2 * self.size + MESSAGE_EXTRA
+    }
+
+    /// When it happened, as far as its sender says: its own time, or that of its sending.
+    pub fn time(&self) -> Option<Raw<'a>> {
+        self.timestamp.or(self.sent_at)
     }
 
     /// Its name as it reads, in bytes: see [`Text::unescaped`].
@@ -220,17 +327,26 @@ impl<'a> Event<'a> {
     }
 
     /// What makes it the same as another: its uuid, its name and its `distinct_id`, which some senders have among the
-    /// properties.
+    /// properties. An id that is no UUID may be the same for many events: beside one, the event's own bytes count.
     pub fn key(&self) -> [Cow<'_, [u8]>; 3] {
+        if !self.uuid.is_uuid() {
+            return [self.raw.as_str().as_bytes().into(), Cow::default(), Cow::default()];
+        }
         let distinct_id = self.distinct_id.or(self.properties.distinct_id).map_or("", Raw::as_str);
         [self.uuid.as_str().as_bytes().into(), self.name(), distinct_id.as_bytes().into()]
     }
 
     /// The properties of the person who did it, when the body carried them: the webhook destination beside the event,
     /// older senders inside it, exported files as `person_properties`.
-    pub fn person_properties(&self) -> Option<Raw<'a>> {
+    pub fn person_properties(&self) -> Option<ObjectText<'a>> {
         let of_person = self.person.and_then(|person| member(person, "properties"));
-        of_person.or(self.person_properties).filter(|properties| properties.is_object())
+        of_person.or(self.person_properties).and_then(Raw::object_text)
+    }
+
+    /// The properties of the group that it is about, when a webhook destination's body was made to carry `groups`.
+    pub fn group_properties(&self) -> Option<ObjectText<'a>> {
+        let group_type = self.properties.group_type?.as_text()?.to_scalar_string();
+        member(member(self.groups?, &group_type)?, "properties")?.object_text()
     }
 }
 
@@ -295,7 +411,7 @@ impl<'a> Fields<'a> {
             b"properties" => {
                 event.properties = match scanner.next_byte() {
                     Some(b'{') => Properties::scan(scanner)?,
-                    _ => scanner.value().map(|_| Properties::default())?,
+                    _ => Properties { received: scanner.value()?.non_null(), ..Properties::default() },
                 };
                 return Ok(());
             }
@@ -319,6 +435,7 @@ impl<'a> Fields<'a> {
             b"$set" => &mut event.set,
             b"person" => &mut event.person,
             b"person_properties" => &mut event.person_properties,
+            b"groups" => &mut event.groups,
             b"text" => &mut self.text,
             b"api_key" => &mut self.api_key,
             _ => return scanner.value().map(drop).map_err(BodyError::from),
@@ -334,17 +451,23 @@ impl<'a> Fields<'a> {
             None => self.event(sent_at),
             Some(mut inner) => {
                 inner.event.person = self.event.person.or(inner.event.person);
+                inner.event.groups = self.event.groups.or(inner.event.groups);
                 inner.event(self.event.sent_at.or(sent_at))
             }
         };
+        let event = event.map(|event| Event { size: raw.as_str().len(), ..event });
         Element { raw, event }
     }
 
     fn event(self, sent_at: Option<Raw<'a>>) -> Result<Event<'a>, Invalid> {
         let mut event = self.event;
         event.name = match self.name {
-            Some(name) if name.as_text().is_some_and(|name| !name.as_written().is_empty()) => name,
-            Some(_) => return Err(Invalid::UnusableName),
+            Some(name) => match name.as_text().map(Text::to_scalar_string).as_deref() {
+                None | Some("") => return Err(Invalid::UnusableName),
+                Some(_) if name.object_text().is_some() => return Err(Invalid::EventIsText),
+                Some(text) if is_template(text) => return Err(Invalid::UnfilledName),
+                Some(_) => name,
+            },
             None if self.batch.is_some() => return Err(Invalid::BatchIsNoArray),
             None if self.text.is_some() => return Err(Invalid::ActionWebhook),
             None => return Err(Invalid::NoName),
@@ -356,42 +479,55 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Whether a name is the text of a template, or what JavaScript makes of an object where it needs text.
+fn is_template(name: &str) -> bool {
+    let name = name.trim();
+    name == "[object Object]" || name.starts_with('{') && name.ends_with('}')
+}
+
 impl<'a> Properties<'a> {
     fn scan(scanner: &mut Scanner<'a>) -> Result<Self, SyntaxError> {
         let mut of = Self { own: Vec::with_capacity(16), ..Self::default() };
-        scanner.object(|scanner, key| {
-            let value = scanner.value()?;
-            let name = key.unescaped();
-            // How large the element is shows at its end; until then, what is over this takes no memory.
-            if name.first() != Some(&b'$') && of.own.len() < MAX_PROPERTIES {
-                of.own.push((key, value));
-            }
-            let field = match &*name {
-                b"alias" => &mut of.alias,
-                b"category" => &mut of.category,
-                b"distinct_id" => &mut of.distinct_id,
-                b"name" => &mut of.name,
-                b"posthog_version" => &mut of.posthog_version,
-                b"$anon_distinct_id" => &mut of.anon_distinct_id,
-                b"$current_url" => &mut of.current_url,
-                b"$device_id" => &mut of.device_id,
-                b"$group_key" => &mut of.group_key,
-                b"$group_type" => &mut of.group_type,
-                b"$groups" => &mut of.groups,
-                b"$host" => &mut of.host,
-                b"$ip" => &mut of.ip,
-                b"$os" => &mut of.os,
-                b"$pathname" => &mut of.pathname,
-                b"$referrer" => &mut of.referrer,
-                b"$screen_height" => &mut of.screen_height,
-                b"$screen_width" => &mut of.screen_width,
-                b"$sent_at" => &mut of.sent_at,
-                b"$set" => &mut of.set,
-                _ => return Ok(()),
-            };
-            *field = value.non_null();
-            Ok(())
-        })?;
+        let scanned = scanner.spanned(|scanner| {
+            scanner.object(|scanner, key| {
+                let value = scanner.value()?;
+                let name = key.unescaped();
+                // How large the element is shows at its end; until then, what is over this takes no memory.
+                if name.first() != Some(&b'$') && of.own.len() < MAX_PROPERTIES {
+                    of.own.push((key, value));
+                }
+                let field = match &*name {
+                    b"alias" => &mut of.alias,
+                    b"category" => &mut of.category,
+                    b"distinct_id" => &mut of.distinct_id,
+                    b"name" => &mut of.name,
+                    b"posthog_version" => &mut of.posthog_version,
+                    b"$anon_distinct_id" => &mut of.anon_distinct_id,
+                    b"$current_url" => &mut of.current_url,
+                    b"$device_id" => &mut of.device_id,
+                    b"$group_key" => &mut of.group_key,
+                    b"$group_set" => &mut of.group_set,
+                    b"$group_type" => &mut of.group_type,
+                    b"$groups" => &mut of.groups,
+                    b"$host" => &mut of.host,
+                    b"$ip" => &mut of.ip,
+                    b"$is_identified" => &mut of.is_identified,
+                    b"$is_server" => &mut of.is_server,
+                    b"$os" => &mut of.os,
+                    b"$pathname" => &mut of.pathname,
+                    b"$process_person_profile" => &mut of.process_person_profile,
+                    b"$referrer" => &mut of.referrer,
+                    b"$screen_height" => &mut of.screen_height,
+                    b"$screen_width" => &mut of.screen_width,
+                    b"$sent_at" => &mut of.sent_at,
+                    b"$set" => &mut of.set,
+                    _ => return Ok(()),
+                };
+                *field = value.non_null();
+                Ok::<_, SyntaxError>(())
+            })
+        });
+        of.received = Some(scanned?.0);
         Ok(of)
     }
 }

@@ -1,6 +1,6 @@
 //! What Variance takes: a call, and the message that carries it.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, io, str::FromStr};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -97,6 +97,27 @@ impl Message {
         Self { call, bytes: Bytes::copy_from_slice(scratch), id_len }
     }
 
+    /// The same in at most `most` bytes, or nothing if it would take more.
+    pub fn write_within(
+        most: usize,
+        call: Call,
+        id: &str,
+        scratch: &mut Vec<u8>,
+        body: impl FnOnce(&mut Buffer),
+    ) -> Option<Self> {
+        let mut is_full = false;
+        let message = Self::write(call, id, scratch, |scratch| {
+            let mut buffer = Buffer { bytes: std::mem::take(scratch), most, is_full: false };
+            body(&mut buffer);
+            is_full = buffer.is_full;
+            *scratch = buffer.bytes;
+            if is_full {
+                scratch.truncate(id.len())
+            }
+        });
+        (!is_full).then_some(message)
+    }
+
     /// The event's `uuid`.
     pub fn id(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.id_len)]).expect("it was copied from a string")
@@ -120,25 +141,54 @@ impl fmt::Debug for Message {
     }
 }
 
+/// Memory for a message. What does not fit is left out, and with it all that follows.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    most: usize,
+    is_full: bool,
+}
+
+impl Buffer {
+    /// Appends some bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.is_full |= bytes.len() > self.most.saturating_sub(self.bytes.len());
+        if !self.is_full {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+}
+
+impl io::Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A JSON object being written at the end of a buffer.
 #[derive(Debug)]
 pub struct Object<'b> {
-    out: &'b mut Vec<u8>,
+    out: &'b mut Buffer,
     is_empty: bool,
 }
 
 impl<'b> Object<'b> {
     /// Writes an object with the members that `fill` gives it, even if there are none.
-    pub fn write(out: &'b mut Vec<u8>, fill: impl FnOnce(&mut Object<'_>)) {
-        out.push(b'{');
+    pub fn write(out: &'b mut Buffer, fill: impl FnOnce(&mut Object<'_>)) {
+        out.push(b"{");
         fill(&mut Object { out, is_empty: true });
-        out.push(b'}');
+        out.push(b"}");
     }
 
     /// Adds a member whose value is JSON already. `key` stands as it is between quotes.
     pub fn json(&mut self, key: &str, value: &str) {
         self.key(key);
-        self.out.extend_from_slice(value.as_bytes());
+        self.out.push(value.as_bytes());
     }
 
     /// Adds a member whose value is a piece of what was received, if there is one.
@@ -151,28 +201,28 @@ impl<'b> Object<'b> {
     /// Adds a member whose value is a string.
     pub fn string(&mut self, key: &str, value: &str) {
         self.key(key);
-        serde_json::to_writer(&mut *self.out, value).expect("a vector takes all that is written to it");
+        serde_json::to_writer(&mut *self.out, value).expect("a buffer takes what it is given, or leaves it out");
     }
 
     /// Adds a member whose value is an object with the members that `fill` gives it; none if it gives none.
     pub fn object(&mut self, key: &str, fill: impl FnOnce(&mut Object<'_>)) {
-        let (start, was_empty) = (self.out.len(), self.is_empty);
+        let (start, was_empty) = (self.out.bytes.len(), self.is_empty);
         self.key(key);
-        self.out.push(b'{');
+        self.out.push(b"{");
         let mut object = Object { out: self.out, is_empty: true };
         fill(&mut object);
         if object.is_empty {
-            self.out.truncate(start);
+            self.out.bytes.truncate(start);
             self.is_empty = was_empty;
         } else {
-            self.out.push(b'}');
+            self.out.push(b"}");
         }
     }
 
     fn key(&mut self, key: &str) {
-        self.out.extend_from_slice(if std::mem::take(&mut self.is_empty) { b"\"" } else { b",\"" });
-        self.out.extend_from_slice(key.as_bytes());
-        self.out.extend_from_slice(b"\":");
+        self.out.push(if std::mem::take(&mut self.is_empty) { b"\"" } else { b",\"" });
+        self.out.push(key.as_bytes());
+        self.out.push(b"\":");
     }
 }
 
@@ -182,8 +232,11 @@ mod tests {
 
     #[test]
     fn an_object_without_members_is_left_out_but_for_the_outermost() {
-        let mut out = Vec::new();
-        Object::write(&mut out, |object| {
+        let written = |fill: fn(&mut Object<'_>)| {
+            let message = Message::write_within(100, Call::Page, "", &mut Vec::new(), |out| Object::write(out, fill));
+            String::from_utf8(message.unwrap().body().to_vec()).unwrap()
+        };
+        let some = written(|object| {
             object.object("empty", |_| {});
             object.string("a", "\"\n");
             object.object("b", |b| {
@@ -193,17 +246,30 @@ mod tests {
             object.object("empty", |_| {});
             object.json("d", "null");
         });
-        assert_eq!(String::from_utf8(out).unwrap(), r#"{"a":"\"\n","b":{"c":1},"d":null}"#);
-        let mut out = Vec::new();
-        Object::write(&mut out, |_| {});
-        assert_eq!(out, b"{}");
+        assert_eq!(some, r#"{"a":"\"\n","b":{"c":1},"d":null}"#);
+        assert_eq!(written(|_| {}), "{}");
     }
 
     #[test]
     fn a_message_keeps_id_and_body_apart_and_shows_no_body() {
         let mut scratch = b"rubbish".to_vec();
-        let message = Message::write(Call::Capture, "an-id", &mut scratch, |out| out.extend_from_slice(b"{\"a\":1}"));
+        let message =
+            Message::write_within(12, Call::Capture, "an-id", &mut scratch, |out| out.push(b"{\"a\":1}")).unwrap();
         assert_eq!((message.id(), &*message.body()), ("an-id", &b"{\"a\":1}"[..]));
         assert_eq!(format!("{message:?}"), r#"Message { call: Capture, id: "an-id", .. }"#);
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_takes_no_memory_beyond_its_bound() {
+        let body = "{\"a\":{\"b\":\"\\n\"}}";
+        for most in 0..30 {
+            let mut scratch = Vec::new();
+            let message = Message::write_within(most, Call::Page, "an-id", &mut scratch, |out| {
+                Object::write(out, |object| object.object("a", |a| a.string("b", "\n")));
+            });
+            assert_eq!(message.is_some(), most >= "an-id".len() + body.len(), "{most}");
+            assert!(scratch.len() <= most.max("an-id".len()));
+            assert!(message.is_none_or(|message| message.body() == body));
+        }
     }
 }

@@ -160,8 +160,9 @@ fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message 
     };
     let text = event.to_string();
     let element = Raw::parse(&text).expect("it is an object");
-    let event = Event::decode(element, &Envelope::default()).expect("it has a name");
-    mapping.message(&event, now, &mut Vec::new()).expect("nothing filters it")
+    Event::decode(element, &Envelope::default(), |event| {
+        mapping.message(&event.expect("it has a name"), now, &mut Vec::new()).expect("nothing filters it")
+    })
 }
 
 impl From<Setting> for Line {

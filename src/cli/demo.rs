@@ -207,11 +207,13 @@ fn show_call(out: &mut impl Write, call: &[u8]) -> anyhow::Result<String> {
 /// Prints why the other events of a body did not arrive: filtered by the very rule that the service goes by, or named as a
 /// problem in its reply.
 fn show_rest(out: &mut impl Write, text: &str, mapping: &MappingSettings, reply: &Value) -> anyhow::Result<()> {
-    let body = Body::parse(text, |element| element.event).context("the samples are bodies")?;
-    for event in body.elements.into_iter().flatten() {
-        if let Err(reason) = mapping.message(&event, SystemTime::now(), &mut Vec::new()) {
-            writeln!(out, "  ✕ {} was filtered: {reason}", event.name.as_str())?;
-        }
+    let filtered = Body::parse(text, |element| {
+        let event = element.event.ok()?;
+        let reason = mapping.message(&event, SystemTime::now(), &mut Vec::new()).err()?;
+        Some(format!("{} was filtered: {reason}", event.name.as_str()))
+    });
+    for filtered in filtered.context("the samples are bodies")?.elements.into_iter().flatten() {
+        writeln!(out, "  ✕ {filtered}")?;
     }
     for problem in reply["problems"].as_array().into_iter().flatten() {
         let reason = problem["reason"].as_str().unwrap_or("-");

@@ -18,7 +18,6 @@ use crate::{
     posthog::{self, Body, BodyError, Envelope, Event},
 };
 
-mod export;
 mod unpack;
 
 /// The most bytes of a line, and of a document over several lines: what the service takes by default.
@@ -161,7 +160,7 @@ impl<'r> Reading<'r> {
         let bytes = without_mark(bytes).trim_ascii();
         let body = match std::str::from_utf8(bytes) {
             Err(error) => Err(Reason::not_json(&format_args!("not UTF-8 at byte {}", error.valid_up_to()))),
-            Ok(text) => match Body::parse(text, |element| element.raw) {
+            Ok(text) => match Body::split(text) {
                 Ok(body) => Ok(body),
                 Err(BodyError::TooManyElements) => return self.too_large(place),
                 Err(BodyError::NotJson(error)) => Err(Reason::not_json(&error)),
@@ -187,15 +186,13 @@ impl<'r> Reading<'r> {
 
     fn element(&mut self, place: Place<'r>, element: Raw<'_>, envelope: &Envelope<'_>) -> anyhow::Result<()> {
         let original = Original { bytes: element.as_str().as_bytes(), sent_at: envelope.sent_at };
-        let rewritten = export::as_sent(element);
-        let sent = rewritten.as_ref().map_or(element, |text| Raw::parse(text).expect("an object in place of a string"));
-        match Event::decode(sent, envelope) {
+        Event::decode(element, envelope, |event| match event {
             Ok(event) => (self.take)(Item::Event(place, &event, original)),
             Err(posthog::Invalid::NoName) if is_manifest(element) => {
                 (self.take)(Item::Note(format!("{place}: a list of exported files, not an event")))
             }
             Err(invalid) => (self.take)(Item::Invalid(place, Reason::new(&invalid), original)),
-        }
+        })
     }
 
     fn too_large(&mut self, place: Place<'_>) -> anyhow::Result<()> {
@@ -243,7 +240,7 @@ impl Original<'_> {
 }
 
 impl Reason {
-    fn new(kind: &dyn fmt::Display) -> Self {
+    pub(super) fn new(kind: &dyn fmt::Display) -> Self {
         Self { kind: kind.to_string(), detail: String::new() }
     }
 

@@ -10,10 +10,13 @@ use std::{
 use self::tally::Tally;
 use super::{
     Failed,
-    input::{Item, Position, Source},
+    input::{Item, Position, Reason, Source},
     pretty::indent,
 };
-use crate::config::{self, Flags};
+use crate::{
+    config::{self, Flags},
+    mapping::NoMessage,
+};
 
 mod tally;
 
@@ -47,7 +50,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
         }
         let mut take = |item: Item<'_>| {
             match item {
-                Item::Event(_, event, _) => match mapping.message(event, SystemTime::now(), &mut scratch) {
+                Item::Event(place, event, _) => match mapping.message(event, SystemTime::now(), &mut scratch) {
                     Ok(message) => {
                         tally.mapped(message.call);
                         let body = message.body();
@@ -58,7 +61,8 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
                         }
                         out.write_all(b"\n")?;
                     }
-                    Err(filtered) => tally.filtered(&event.name(), filtered),
+                    Err(NoMessage::Filtered(filtered)) => tally.filtered(&event.name(), filtered),
+                    Err(NoMessage::Invalid(invalid)) => tally.invalid(place, Reason::new(&invalid)),
                 },
                 Item::Invalid(place, reason, _) => tally.invalid(place, reason),
                 Item::Unreadable(problem) => {

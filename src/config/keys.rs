@@ -93,7 +93,7 @@ pub(super) static EXCLUDE: Row<NamePattern> =
         .doc("Names of events that are not forwarded; `prefix*` for all that start so.");
 
 pub(super) static INCLUDE: Row<NamePattern> =
-    Row::new("filter.include", &["CONNECTOR_INCLUDE"], Kind::List, values::name_pattern)
+    Row::new("filter.include", &["CONNECTOR_INCLUDE"], Kind::List, values::included_pattern)
         .doc("The only names of custom events (capture) that are forwarded; `prefix*` for all that start so.");
 
 pub(super) static ANONYMOUS: Row<bool> =

@@ -124,13 +124,25 @@ pub(super) fn call(text: &str) -> Result<Call, String> {
 }
 
 pub(super) fn name_pattern(text: &str) -> Result<NamePattern, String> {
-    let pattern = text.parse().ok().filter(|_| !text.is_empty());
-    pattern.ok_or_else(|| "names of events, or `prefix*`".to_owned())
+    text.parse().map_err(|()| "names of events, or `prefix*` with its only `*` at the end".to_owned())
 }
 
+/// Only capture events are included by name, and none of theirs starts with `$`.
+pub(super) fn included_pattern(text: &str) -> Result<NamePattern, String> {
+    let pattern = text.parse().ok().filter(|pattern: &NamePattern| !pattern.is_internal());
+    pattern.ok_or_else(|| {
+        "names of capture events, which do not start with `$`, or `prefix*` with its only `*` at the end".to_owned()
+    })
+}
+
+/// All others are forwarded anyway.
 pub(super) fn property_pattern(text: &str) -> Result<NamePattern, String> {
-    let pattern = text.strip_prefix('$').filter(|rest| !matches!(*rest, "" | "*")).and_then(|_| text.parse().ok());
-    pattern.ok_or_else(|| "names of properties that start with `$`, or `$prefix*`".to_owned())
+    let pattern = text.parse().ok().filter(NamePattern::is_internal);
+    pattern.ok_or_else(|| {
+        "names of properties that start with `$` (all others are forwarded anyway), or `$prefix*` with its only `*` at \
+         the end"
+            .to_owned()
+    })
 }
 
 pub(super) fn posthog_url(text: &str) -> Result<Url, String> {

@@ -45,6 +45,10 @@ pub enum FilteredLabel {
     CallOff,
     /// `filter.exclude` names it.
     Excluded,
+    /// `filter.include` does not name it.
+    NotIncluded,
+    /// `filter.anonymous` leaves out whoever is not identified.
+    Anonymous,
 }
 
 /// What came of an attempt to post.

@@ -30,7 +30,7 @@ impl<'a> EventId<'a> {
 
     /// The `id` of older senders, which is another thing elsewhere: it counts only if it is a UUID.
     pub(super) fn of_id(raw: Raw<'a>) -> Option<Self> {
-        Self::of_uuid(raw).filter(|id| Uuid::try_parse(&id.plain).is_ok())
+        Self::of_uuid(raw).filter(Self::is_uuid)
     }
 
     /// An id for an event that has none: from its bytes if its own timestamp makes them unlike any other's, so that
@@ -43,7 +43,12 @@ impl<'a> EventId<'a> {
         Self { json: Cow::Owned(format!("\"{uuid}\"")), plain: Cow::Owned(uuid.to_string()), is_random }
     }
 
-    /// Whether it is another one each time that the event is decoded.
+    /// Whether it is a UUID, and so meant to be no other event's.
+    pub fn is_uuid(&self) -> bool {
+        Uuid::try_parse(&self.plain).is_ok()
+    }
+
+    /// True for a random id, which changes on every decode.
     pub fn is_random(&self) -> bool {
         self.is_random
     }

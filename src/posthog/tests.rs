@@ -6,7 +6,7 @@ use super::*;
 const UUID: &str = "0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11";
 
 fn events(body: &str) -> Vec<Result<Event<'_>, Invalid>> {
-    Body::parse(body, |element| element.event).unwrap().elements
+    Body::walk(body, |element| element.event).unwrap().elements
 }
 
 fn event(body: &str) -> Event<'_> {
@@ -55,19 +55,29 @@ fn a_body_without_elements_is_fine() {
 #[test]
 fn a_body_that_is_no_container_is_refused_as_a_whole() {
     for body in ["\"text\"", "12", "-0.5e3", "true", "null", " null "] {
-        assert_eq!(Body::parse(body, drop).unwrap_err(), BodyError::NoContainer, "{body}");
+        assert_eq!(Body::walk(body, drop).unwrap_err(), BodyError::NoContainer, "{body}");
     }
-    for body in
-        ["", " ", "{", "[1,]", "{}{}", "[] x", "null null", "event=a", r#"{"batch":[{"event":"a"}}"#, "\u{feff}{}"]
-    {
-        assert!(matches!(Body::parse(body, drop), Err(BodyError::NotJson(_))), "{body}");
+    for body in [
+        "",
+        " ",
+        "{",
+        "[1,]",
+        "{}{}",
+        "[] x",
+        "null null",
+        "event=a",
+        r#"{"batch":[{"event":"a"}}"#,
+        "\u{feff}\u{feff}{}",
+        "\u{feff}",
+    ] {
+        assert!(matches!(Body::walk(body, drop), Err(BodyError::NotJson(_))), "{body}");
     }
     let json = |count: usize| vec!["1"; count].join(",");
     for body in [format!("[{}]", json(MAX_ELEMENTS)), format!(r#"{{"batch":[{}]}}"#, json(MAX_ELEMENTS))] {
         assert_eq!(events(&body).len(), MAX_ELEMENTS);
     }
     for body in [format!("[{}]", json(MAX_ELEMENTS + 1)), format!(r#"{{"batch":[{}]}}"#, json(MAX_ELEMENTS + 1))] {
-        assert_eq!(Body::parse(&body, drop).unwrap_err(), BodyError::TooManyElements);
+        assert_eq!(Body::walk(&body, drop).unwrap_err(), BodyError::TooManyElements);
     }
 }
 
@@ -83,9 +93,77 @@ fn the_envelope_belongs_to_a_batch() {
         (r#"{"batch":[],"batch":0,"api_key":"k"}"#, None, None),
         (r#"[{"api_key":"k"}]"#, None, None),
     ] {
-        let envelope = Body::parse(body, drop).unwrap().envelope;
-        assert_eq!((text(envelope.api_key), text(envelope.sent_at)), (api_key, sent_at), "{body}");
+        for envelope in [Body::walk(body, drop).unwrap().envelope, Envelope::read(body).unwrap()] {
+            assert_eq!((text(envelope.api_key), text(envelope.sent_at)), (api_key, sent_at), "{body}");
+        }
     }
+}
+
+#[test]
+fn the_envelope_is_read_by_itself_from_what_is_json() {
+    for body in ["[]", "{}", "7", "\"text\"", "\u{feff}{}", r#"{"batch":[[[{"api_key":"k"}]]]}"#] {
+        assert!(Envelope::read(body).unwrap().api_key.is_none(), "{body}");
+    }
+    assert_eq!(text(Envelope::read("\u{feff} {\"batch\":[],\"api_key\":\"k\"}\n").unwrap().api_key), Some("\"k\""));
+    for body in ["", "{", r#"{"api_key":"k","batch":[1,]}"#, r#"{"api_key":"k","batch":[]}}"#, "{'api_key':'k'}"] {
+        assert_eq!(BodyError::from(Envelope::read(body).unwrap_err()), Body::walk(body, drop).unwrap_err(), "{body}");
+    }
+}
+
+#[test]
+fn each_event_is_made_once_wherever_the_time_of_its_batch_stands() {
+    let events = r#"[{"event":"a"},{"event":"b"}]"#;
+    for body in [
+        format!(r#"{{"batch":{events}}}"#),
+        format!(r#"{{"sent_at":"s","batch":{events}}}"#),
+        format!(r#"{{"batch":{events},"sent_at":"s"}}"#),
+        format!(r#"{{"batch":{events},"sent_at":"s","api_key":"k"}}"#),
+        format!(r#"{{"sent_at":"r","batch":{events},"sent_at":"s"}}"#),
+        format!(r#"{{"batch":{events},"sent_at":"s","historical_migration":false}} "#),
+    ] {
+        let mut made = 0;
+        let times = Body::parse(&body, |element| {
+            made += 1;
+            element.event.unwrap().sent_at.map(|sent_at| sent_at.as_str().to_owned())
+        });
+        let expected = body.contains("\"s\"").then(|| "\"s\"".to_owned());
+        assert_eq!((times.unwrap().elements, made), (vec![expected.clone(), expected], 2), "{body}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_before_a_body_is_skipped() {
+    for body in ["\u{feff}{\"event\":\"e\"}", "\u{feff} [{\"event\":\"e\"}]", "\u{feff}{\"batch\":[{\"event\":\"e\"}]}"]
+    {
+        assert_eq!(event(body).raw.as_str(), "{\"event\":\"e\"}");
+    }
+}
+
+/// What `make` is given of the only element.
+fn made<T>(body: &str, make: impl Fn(Event<'_>) -> T) -> T {
+    Body::parse(body, |element| make(element.event.unwrap())).unwrap().elements.remove(0)
+}
+
+#[test]
+fn objects_may_be_json_text() {
+    let properties = r#"{"plan":"a\"b","$os":"x","cut":"\ud83d","n":18446744073709551617}"#;
+    let quoted = serde_json::to_string(properties).unwrap();
+    let members = |event: Event<'_>| {
+        let own =
+            event.properties.own.iter().map(|(key, value)| (key.as_written().to_owned(), value.as_str().to_owned()));
+        (own.collect::<Vec<_>>(), event.properties.os.map(|os| os.as_str().to_owned()))
+    };
+    let of = |properties: &str| made(&format!(r#"{{"event":"e","properties":{properties}}}"#), members);
+    assert_eq!(of(&quoted), of(properties));
+    assert_eq!(of(r#"" \n{\u0022plan\u0022:1}\t""#), of(r#"{"plan":1}"#));
+    for properties in ["\"text\"", "\"[1]\"", "\"{\"", r#""{} {}""#, "\"\"", "[]", "7", "null"] {
+        assert_eq!(of(properties), (vec![], None), "{properties}");
+    }
+    let received = format!(r#"{{"event":"e","uuid":"u","properties":{quoted}}}"#);
+    let raw = |event: Event<'_>| event.raw.as_str().to_owned();
+    assert_eq!(made(&received, raw), received, "it is kept as it was received");
+    let element = Raw::parse(&received).unwrap();
+    Event::decode(element, &Envelope::default(), |event| assert_eq!(members(event.unwrap()), of(properties)));
 }
 
 #[test]
@@ -107,7 +185,7 @@ fn the_time_of_a_batch_is_that_of_its_events_wherever_it_stands() {
 
 #[test]
 fn an_element_that_names_no_event_is_invalid_and_its_neighbours_are_not() {
-    use Invalid::{ActionWebhook, BatchIsNoArray, NoName, NoObject, UnusableName};
+    use Invalid::{ActionWebhook, BatchIsNoArray, EventIsText, NoName, NoObject, UnfilledName, UnusableName};
     for (element, expected) in [
         ("{}", NoName),
         (r#"{"properties":{}}"#, NoName),
@@ -119,6 +197,13 @@ fn an_element_that_names_no_event_is_invalid_and_its_neighbours_are_not() {
         (r#"{"event":{"event":null}}"#, UnusableName),
         (r#"{"event":{"event":{"event":"e"}}}"#, UnusableName),
         (r#"{"event":"e","event":""}"#, UnusableName),
+        (r#"{"event":"{event}"}"#, UnfilledName),
+        (r#"{"event":" {{ event }} "}"#, UnfilledName),
+        (r#"{"event":"{event.event}","properties":{}}"#, UnfilledName),
+        (r#"{"event":"[object Object]"}"#, UnfilledName),
+        (r#"{"event":{"event":"\u007bevent}"}}"#, UnfilledName),
+        (r#"{"event":"{\"event\":\"e\",\"uuid\":\"u\"}","person":null}"#, EventIsText),
+        (r#""{\"event\":\"e\"}""#, EventIsText),
         (r#"{"event":{"event":"e"},"event":null}"#, UnusableName),
         (r#"{"batch":"e"}"#, BatchIsNoArray),
         (r#"{"batch":{"event":"e"}}"#, BatchIsNoArray),
@@ -186,7 +271,7 @@ fn names_and_keys_may_be_escaped() {
 
 #[test]
 fn properties_of_another_type_are_none() {
-    for properties in ["", r#","properties":null"#, r#","properties":"{\"$os\":1}""#, r#","properties":["$os"]"#] {
+    for properties in ["", r#","properties":null"#, r#","properties":"$os""#, r#","properties":["$os"]"#] {
         let body = format!(r#"{{"event":"e"{properties}}}"#);
         let event = event(&body);
         assert!(event.properties.own.is_empty() && event.properties.os.is_none(), "{properties}");
@@ -289,13 +374,52 @@ fn the_person_is_beside_the_event_or_in_it() {
         (r#"{"event":"e","person_properties":{"c":1}}"#, Some(r#"{"c":1}"#)),
         (r#"{"event":"e","person":{"id":""},"person_properties":{"c":1}}"#, Some(r#"{"c":1}"#)),
         (r#"{"event":"e","person":{"properties":{"a":1},"properties":{"b":2}}}"#, Some(r#"{"b":2}"#)),
-        (r#"{"event":"e","person":{"properties":"{}"}}"#, None),
+        (r#"{"event":"e","person":{"properties":"{\"a\":\"\\ud83d\"}"}}"#, Some(r#"{"a":"\ud83d"}"#)),
+        (r#"{"event":"e","person_properties":"{}"}"#, Some("{}")),
+        (r#"{"event":"e","person":{"properties":"Ada"}}"#, None),
+        (r#"{"event":"e","person":{"properties":["a"]}}"#, None),
         (r#"{"event":"e","person":"Ada"}"#, None),
         (r#"{"event":"e","person":null}"#, None),
         (r#"{"event":"e"}"#, None),
     ] {
-        assert_eq!(text(event(body).person_properties()), expected, "{body}");
+        let properties = event(body).person_properties();
+        assert_eq!(properties.as_ref().map(ObjectText::as_str), expected, "{body}");
     }
+}
+
+#[test]
+fn the_groups_properties_are_those_of_its_type() {
+    let groups =
+        r#"{"company":{"id":"acme","properties":{"tier":"gold"}},"project":{"properties":"{\"a\":1}"},"odd":7}"#;
+    for (group_type, expected) in [
+        ("\"company\"", Some(r#"{"tier":"gold"}"#)),
+        (r#""comp\u0061ny""#, Some(r#"{"tier":"gold"}"#)),
+        ("\"project\"", Some(r#"{"a":1}"#)),
+        ("\"odd\"", None),
+        ("\"other\"", None),
+        ("7", None),
+    ] {
+        let inner = format!(r#"{{"event":"$groupidentify","properties":{{"$group_type":{group_type}}}}}"#);
+        let nested = format!(r#"{{"event":{inner},"groups":{groups}}}"#);
+        let bare = format!(r#"{},"groups":{groups}}}"#, &inner[..inner.len() - 1]);
+        for body in [nested, bare] {
+            let properties = event(&body).group_properties();
+            assert_eq!(properties.as_ref().map(ObjectText::as_str), expected, "{body}");
+        }
+    }
+}
+
+#[test]
+fn only_a_uuid_tells_events_apart_by_itself() {
+    let key = |uuid: &str, plan: &str| {
+        let body = format!(r#"{{"event":"e","uuid":"{uuid}","distinct_id":"d","properties":{{"plan":"{plan}"}}}}"#);
+        event(&body).key().map(|part| part.into_owned())
+    };
+    assert_eq!(key(UUID, "a"), key(UUID, "b"));
+    assert_ne!(key(UUID, "a"), key(&UUID.replace('0', "1"), "a"));
+    let of_all_rows = "data-warehouse-table-uuid-do-not-use";
+    assert_ne!(key(of_all_rows, "a"), key(of_all_rows, "b"));
+    assert_eq!(key(of_all_rows, "a"), key(of_all_rows, "a"));
 }
 
 #[test]
@@ -329,7 +453,7 @@ fn nesting_may_be_deep() {
     let event = event(&body);
     assert_eq!(event.properties.own[0].1.as_str(), deep);
     assert_eq!(text(event.properties.set), Some(&*objects));
-    assert_eq!(Body::parse(&deep, drop).unwrap().elements.len(), 1);
+    assert_eq!(Body::walk(&deep, drop).unwrap().elements.len(), 1);
 }
 
 proptest! {
@@ -337,7 +461,7 @@ proptest! {
 
     #[test]
     fn no_body_panics(body in r#"([\[\]{},:]|"(event|batch|uuid|properties|person|\$set|sent_at)"|"[a-z\\\\]*"|null|1){0,40}"#) {
-        if let Ok(body) = Body::parse(&body, |element| element.event) {
+        if let Ok(body) = Body::walk(&body, |element| element.event) {
             for event in body.elements.into_iter().flatten() {
                 prop_assert!(!event.name().is_empty() && event.uuid.as_str().len() <= MAX_UUID_BYTES);
             }

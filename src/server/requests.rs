@@ -27,6 +27,7 @@ use super::{
 use crate::{
     auth::{Denied, Proof},
     inflate::{self, Encoding, InflateError, NoRoom, Unsupported},
+    mapping::NoMessage,
     metrics::{OutcomeLabel, RouteLabel},
     outbox::HandOver,
     posthog,
@@ -270,7 +271,8 @@ impl Requests {
         };
         let message = match self.server.mapping.message(&event, arrived, scratch) {
             Ok(message) => message,
-            Err(filtered) => return Element { event: None, fate: Fate::Filtered(filtered) },
+            Err(NoMessage::Filtered(filtered)) => return Element { event: None, fate: Fate::Filtered(filtered) },
+            Err(NoMessage::Invalid(invalid)) => return Element { event: None, fate: Fate::Invalid(invalid) },
         };
         let identity = self.server.outbox.identity(&event.key());
         let event = Event { message, identity, has_own_id: !event.uuid.is_random() };

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod access;
+mod accounts;
 mod backfill;
 mod bad_input;
 #[cfg(target_os = "linux")] // it reads `/proc`

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cli::input::{Item, Original, Place, Position, Source},
-    mapping::MappingSettings,
+    mapping::{MappingSettings, NoMessage},
     outbox::{Identity, Outbox},
     posthog::Event,
     variance::Message,
@@ -106,7 +106,8 @@ impl Reader {
         match self.times.include(event) {
             Ok(true) => match self.mapping.message(event, SystemTime::now(), scratch) {
                 Ok(message) => self.send(place, Ok((self.outbox.identity(&event.key()), message)), original)?,
-                Err(_) => self.counts.add(End::Filtered),
+                Err(NoMessage::Filtered(_)) => self.counts.add(End::Filtered),
+                Err(NoMessage::Invalid(reason)) => self.send(place, Err(reason.to_string()), original)?,
             },
             Ok(false) => self.counts.add(End::OutsideOfTimes),
             Err(reason) => self.send(place, Err(reason.to_string()), original)?,

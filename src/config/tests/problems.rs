@@ -45,7 +45,42 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         (
             "CONNECTOR_EXCLUDE",
             " ,",
-            r#"filter.exclude (environment variable CONNECTOR_EXCLUDE) is "", but must be names of events, or `prefix*`"#,
+            r#"filter.exclude (environment variable CONNECTOR_EXCLUDE) is "", but must be names of events, or `prefix*` with its only `*` at the end"#,
+        ),
+        (
+            "CONNECTOR_EXCLUDE",
+            "a,*",
+            r#"filter.exclude (environment variable CONNECTOR_EXCLUDE) is "*", but must be names of events, or `prefix*` with its only `*` at the end"#,
+        ),
+        (
+            "CONNECTOR_EXCLUDE",
+            "a*b",
+            r#"filter.exclude (environment variable CONNECTOR_EXCLUDE) is "a*b", but must be names of events, or `prefix*` with its only `*` at the end"#,
+        ),
+        (
+            "CONNECTOR_INCLUDE",
+            "signed up,$pageview",
+            r#"filter.include (environment variable CONNECTOR_INCLUDE) is "$pageview", but must be names of capture events, which do not start with `$`, or `prefix*` with its only `*` at the end"#,
+        ),
+        (
+            "CONNECTOR_INCLUDE",
+            "*",
+            r#"filter.include (environment variable CONNECTOR_INCLUDE) is "*", but must be names of capture events, which do not start with `$`, or `prefix*` with its only `*` at the end"#,
+        ),
+        (
+            "CONNECTOR_KEEP_PROPERTIES",
+            "$survey_*,plan",
+            r#"filter.keep_properties (environment variable CONNECTOR_KEEP_PROPERTIES) is "plan", but must be names of properties that start with `$` (all others are forwarded anyway), or `$prefix*` with its only `*` at the end"#,
+        ),
+        (
+            "CONNECTOR_KEEP_PROPERTIES",
+            "$*_id",
+            r#"filter.keep_properties (environment variable CONNECTOR_KEEP_PROPERTIES) is "$*_id", but must be names of properties that start with `$` (all others are forwarded anyway), or `$prefix*` with its only `*` at the end"#,
+        ),
+        (
+            "CONNECTOR_ANONYMOUS",
+            "no",
+            r#"filter.anonymous (environment variable CONNECTOR_ANONYMOUS) is "no", but must be true or false"#,
         ),
         (
             "CONNECTOR_ACCOUNT_GROUP",
@@ -92,6 +127,28 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         given.variables.push((variable.into(), value.into()));
         assert_eq!(given.problems(), [problem]);
     }
+}
+
+#[test]
+fn what_is_included_must_be_forwarded() {
+    let given = Given::new(&[
+        ("CONNECTOR_CALLS", "page"),
+        ("CONNECTOR_INCLUDE", "plan upgraded,plan *,order_*,signed up"),
+        ("CONNECTOR_EXCLUDE", "plan *,order_9,signed up"),
+    ]);
+    let included = "filter.include (environment variable CONNECTOR_INCLUDE)";
+    let excluded = "filter.exclude (environment variable CONNECTOR_EXCLUDE)";
+    assert_eq!(
+        given.problems(),
+        [
+            format!(
+                "{included} names capture events, which filter.calls (environment variable CONNECTOR_CALLS) leaves out"
+            ),
+            format!("{included} and {excluded} both name \"plan upgraded\", which would not be forwarded"),
+            format!("{included} and {excluded} both name \"plan *\", which would not be forwarded"),
+            format!("{included} and {excluded} both name \"signed up\", which would not be forwarded"),
+        ]
+    );
 }
 
 #[test]

@@ -46,8 +46,9 @@ fn event() -> impl Strategy<Value = String> {
         "properties",
         "person",
         "person_properties",
+        "groups",
     ]);
-    let value = prop_oneof![4 => odd_value(), 1 => own_members(), 1 => person()];
+    let value = prop_oneof![4 => odd_value(), 1 => own_members(), 1 => person(), 1 => groups(), 1 => time()];
     let rest = prop::collection::vec((key, value), 0..8);
     (name, properties(), rest, any::<prop::sample::Index>()).prop_map(|(name, properties, rest, at)| {
         let mut members: Vec<_> = rest.iter().map(|(key, value)| member(key, value)).collect();
@@ -59,7 +60,31 @@ fn event() -> impl Strategy<Value = String> {
     })
 }
 
+fn groups() -> impl Strategy<Value = String> {
+    object(select(vec!["company", "project"]), prop_oneof![person(), odd_value()], 2)
+}
+
+fn time() -> impl Strategy<Value = String> {
+    let times = [
+        "\"2026-08-20T09:14:03.512Z\"",
+        "\"2026-08-20 09:14:03.512000+00:00\"",
+        "\"2026-08-20 09:14:03 UTC\"",
+        "1787217243",
+        "1787217243512",
+    ];
+    select(times.map(str::to_owned).to_vec())
+}
+
 fn properties() -> impl Strategy<Value = String> {
+    prop_oneof![9 => properties_object(), 1 => properties_object().prop_map(as_text)]
+}
+
+/// The JSON string that holds a JSON text.
+fn as_text(json: String) -> String {
+    serde_json::Value::String(json).to_string()
+}
+
+fn properties_object() -> impl Strategy<Value = String> {
     let key = select(vec![
         "$anon_distinct_id",
         "$device_id",
@@ -78,6 +103,9 @@ fn properties() -> impl Strategy<Value = String> {
         "category",
         "$group_key",
         "$group_type",
+        "$is_identified",
+        "$process_person_profile",
+        "$is_server",
         "search",
         "url",
         "a.b",
@@ -88,7 +116,7 @@ fn properties() -> impl Strategy<Value = String> {
     ]);
     let usual = (key.clone(), odd_value());
     let url = (Just("$current_url"), prop_oneof![4 => url(), 1 => odd_value()]);
-    let objects = (select(vec!["$set", "$groups"]), prop_oneof![4 => own_members(), 1 => odd_value()]);
+    let objects = (select(vec!["$set", "$groups", "$group_set"]), prop_oneof![4 => own_members(), 1 => odd_value()]);
     let members = prop::collection::vec(prop_oneof![8 => usual, 2 => url, 2 => objects], 0..24);
     members.prop_map(|members| {
         let members: Vec<_> = members.iter().map(|(key, value)| member(key, value)).collect();
@@ -99,7 +127,8 @@ fn properties() -> impl Strategy<Value = String> {
 /// An object as users make them, of group types or traits.
 fn own_members() -> impl Strategy<Value = String> {
     let key = select(vec!["company", "posthog_group_type", "$internal", "e\\\"é", "plan", "$", "a.b"]);
-    object(key, odd_value(), 8)
+    let members = object(key, odd_value(), 8);
+    (members, prop::bool::weighted(0.1)).prop_map(|(members, is_text)| if is_text { as_text(members) } else { members })
 }
 
 fn object(
@@ -139,6 +168,8 @@ fn odd_value() -> impl Strategy<Value = String> {
         "\" \"",
         "\"0\"",
         "\"user_42\"",
+        "\"company\"",
+        "\"$company_user_42\"",
         "\"\\u0061\\n\\\"\"",
         "\"é🦔\"",
         "[]",

@@ -33,6 +33,8 @@ fn of_element(settings: &MappingSettings, element: &Value, batch_sent_at: Option
     };
     match event["event"].as_str() {
         None | Some("") => Expected::Invalid,
+        Some(name) if name.trim().starts_with('{') && name.trim().ends_with('}') => Expected::Invalid,
+        Some(name) if name.trim() == "[object Object]" => Expected::Invalid,
         Some(name) => {
             let message = message(settings, name, event, outer, batch_sent_at);
             message.map_or(Expected::Filtered, Expected::Message)
@@ -47,7 +49,11 @@ fn message(
     outer: Option<&Value>,
     batch_sent_at: Option<Value>,
 ) -> Option<Value> {
-    let p = |name| at(event, &["properties", name]);
+    let properties = at(event, &["properties"]).and_then(object).map(Value::from);
+    let p = |name| at(properties.as_ref()?, &[name]);
+    let own = |value| own(settings, value);
+    let person = either([outer.and_then(|outer| at(outer, &["person"])), at(event, &["person"])]);
+    let of_person = either([person.and_then(|person| at(&person, &["properties"])), at(event, &["person_properties"])]);
     let envelope_sent_at = either([outer.and_then(|outer| at(outer, &["sent_at"])), batch_sent_at]);
     let sent_at = either([at(event, &["sent_at"]), envelope_sent_at]);
 
@@ -62,11 +68,12 @@ fn message(
     if !settings.calls.iter().any(|wanted| wanted.name() == call) {
         return None;
     }
-    let is_excluded = |pattern: &NamePattern| match pattern {
-        NamePattern::Exact(excluded) => name == excluded,
-        NamePattern::Prefix(prefix) => name.starts_with(prefix),
-    };
-    if settings.exclude.iter().any(is_excluded) {
+    let is_in = |patterns: &[NamePattern]| patterns.iter().any(|pattern| is_meant(pattern, name));
+    if is_in(&settings.exclude) || call == "capture" && !settings.include.is_empty() && !is_in(&settings.include) {
+        return None;
+    }
+    let is_anonymous = [p("$process_person_profile"), p("$is_identified")].contains(&Some(false.into()));
+    if !settings.anonymous && is_anonymous && ["capture", "page"].contains(&call) {
         return None;
     }
 
@@ -78,11 +85,19 @@ fn message(
         }
     };
     put(&["messageId"], id(event));
-    put(&["timestamp"], either([at(event, &["timestamp"]), sent_at.clone(), Some(ARRIVED.into())]));
+    let time = either([at(event, &["timestamp"]), sent_at.clone(), Some(ARRIVED.into())]);
+    put(&["timestamp"], time.and_then(rfc3339));
     put(&["type"], Some(type_name.into()));
-    put(&["anonymousId"], get([p("$anon_distinct_id"), p("$device_id"), p("distinct_id")]));
-    let user_id = get([at(event, &["$user_id"]), at(event, &["distinct_id"]), p("distinct_id")]);
-    put(&["userId"], either([p("alias").filter(|_| call == "alias"), user_id]));
+    if call != "group"
+        || !is_groups_own_id(
+            either([at(event, &["distinct_id"]), p("distinct_id")]),
+            [p("$group_type"), p("$group_key")],
+        )
+    {
+        put(&["anonymousId"], get([p("$anon_distinct_id"), p("$device_id"), p("distinct_id")]));
+        let user_id = get([at(event, &["$user_id"]), at(event, &["distinct_id"]), p("distinct_id")]);
+        put(&["userId"], either([p("alias").filter(|_| call == "alias"), user_id]));
+    }
     put(&["sentAt"], either([sent_at, p("$sent_at")]));
 
     let (program, version) = USER_AGENT.split_once('/').unwrap();
@@ -91,7 +106,7 @@ fn message(
     put(&["context", "library"], Some(library));
     put(&["context", "app", "version"], p("posthog_version"));
     put(&["context", "ip"], either([at(event, &["ip"]), p("$ip")]));
-    put(&["context", "os", "name"], p("$os"));
+    put(&["context", "os", "name"], p("$os").filter(|_| p("$is_server") != Some(true.into())));
     put(&["context", "page", "host"], p("$host"));
     put(&["context", "page", "path"], p("$pathname"));
     put(&["context", "page", "referrer"], p("$referrer"));
@@ -100,18 +115,19 @@ fn message(
     put(&["context", "screen", "height"], p("$screen_height"));
     put(&["context", "screen", "width"], p("$screen_width"));
     if settings.person_traits {
-        let person = either([outer.and_then(|outer| at(outer, &["person"])), at(event, &["person"])]);
-        let of_person = person.and_then(|person| at(&person, &["properties"]));
-        put(&["context", "traits"], own(either([of_person, at(event, &["person_properties"])])));
+        put(&["context", "traits"], own(of_person.clone()));
     }
     if let Some(group_type) = &settings.account_group {
-        put(&["context", "groupId"], at(event, &["properties", "$groups", group_type]));
+        put(
+            &["context", "groupId"],
+            p("$groups").and_then(object).and_then(|groups| at(&groups.into(), &[group_type])),
+        );
     }
 
     match call {
         "capture" => {
             put(&["event"], Some(name.into()));
-            put(&["properties"], own(at(event, &["properties"])));
+            put(&["properties"], own(properties.clone()));
         }
         "page" => {
             put(&["name"], p("name"));
@@ -123,16 +139,24 @@ fn message(
             put(&["properties", "search"], search(p("$current_url")).filter(|search| search != ""));
         }
         "identify" => {
-            let mut traits = p("$set").and_then(object).unwrap_or_default();
-            traits.extend(at(event, &["$set"]).and_then(object).unwrap_or_default());
+            let sets = [p("$set"), at(event, &["$set"])];
+            let sets = if sets == [None, None] { [of_person, None] } else { sets };
+            let traits: Map<_, _> = sets.into_iter().flatten().filter_map(object).flatten().collect();
             put(&["traits"], own(Some(traits.into())));
         }
         "alias" => put(&["previousId"], either([p("distinct_id"), at(event, &["distinct_id"])])),
         _ => {
             put(&["groupId"], p("$group_key"));
             put(&["traits", "posthog_group_type"], p("$group_type"));
-            for (key, value) in own(p("$groups")).and_then(object).unwrap_or_default() {
-                put(&["traits", &key], Some(value));
+            let groups = either([outer.and_then(|outer| at(outer, &["groups"])), at(event, &["groups"])]);
+            let group_type = p("$group_type").and_then(|group_type| group_type.as_str().map(str::to_owned));
+            let of_group =
+                groups.zip(group_type).and_then(|(groups, group_type)| at(&groups, &[&group_type, "properties"]));
+            let group_set = p("$group_set").and_then(object).or_else(|| of_group.and_then(object));
+            for members in [p("$groups"), group_set.map(Value::from)].map(own).into_iter().flatten() {
+                for (key, value) in object(members).unwrap_or_default() {
+                    put(&["traits", &key], Some(value));
+                }
             }
         }
     }
@@ -161,17 +185,46 @@ fn get<const N: usize>(candidates: [Option<Value>; N]) -> Option<Value> {
     candidates.into_iter().flatten().find(|value| !is_false(value))
 }
 
+/// An object may be JSON text in a string.
 fn object(value: Value) -> Option<Map<String, Value>> {
     match value {
         Value::Object(members) => Some(members),
+        Value::String(text) => serde_json::from_str(&text).ok(),
         _ => None,
     }
 }
 
-/// "Without `$…` keys and nulls"; "an object that would be empty is left out".
-fn own(value: Option<Value>) -> Option<Value> {
+fn is_meant(pattern: &NamePattern, name: &str) -> bool {
+    match pattern {
+        NamePattern::Exact(exact) => name == exact,
+        NamePattern::Prefix(prefix) => name.starts_with(prefix),
+    }
+}
+
+/// "Left out when the `distinct_id` is `$<group type>_<group key>`, which is no person."
+fn is_groups_own_id(id: Option<Value>, group: [Option<Value>; 2]) -> bool {
+    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let ([group_type, group_key], Some(id)) = (group.map(|value| value.map(text)), id.map(text)) else { return false };
+    group_type.zip(group_key).is_some_and(|(group_type, group_key)| id == format!("${group_type}_{group_key}"))
+}
+
+/// "Verbatim; one that is not RFC 3339 is rewritten as RFC 3339, same instant." Nothing for a fraction, since parsed JSON
+/// does not say how many digits it had.
+fn rfc3339(time: Value) -> Option<Value> {
+    let text = time.to_string();
+    let raw = Raw::parse(&text).unwrap();
+    match Time::of(raw).filter(|_| !posthog::is_rfc3339(raw)) {
+        Some(_) if time.is_f64() => None,
+        Some(rewritten) => Some(rewritten.to_string().into()),
+        None => Some(time),
+    }
+}
+
+/// "Without `$…` keys and nulls", but for those to be kept; "an object that would be empty is left out".
+fn own(settings: &MappingSettings, value: Option<Value>) -> Option<Value> {
+    let is_kept = |key: &str| settings.keep_properties.iter().any(|pattern| is_meant(pattern, key));
     let mut members = object(value?)?;
-    members.retain(|key, value| !key.starts_with('$') && !value.is_null());
+    members.retain(|key, value| (!key.starts_with('$') || is_kept(key)) && !value.is_null());
     (!members.is_empty()).then_some(members.into())
 }
 

@@ -19,7 +19,7 @@ use variance_connector::{
     auth::{Auth, Proof},
     config::{self, Config, Flags, KEYS, Loaded},
     destination::DestinationSettings,
-    mapping, outbox, server, service,
+    mapping, outbox, server, service, variance,
 };
 
 /// Stands in front of every secret of the environment.
@@ -89,8 +89,11 @@ fn is_usable(settings: service::ServiceSettings, allows_anonymous: bool) {
     assert!(matches!(webhook_url.scheme(), "http" | "https") && webhook_url.password().is_none());
     assert!(authorization.value.is_sensitive() && !authorization.value.is_empty());
 
-    let mapping::MappingSettings { calls, account_group, .. } = mapping;
+    let mapping::MappingSettings { calls, exclude, include, keep_properties, account_group, .. } = mapping;
     assert!(!calls.is_empty() && account_group.is_none_or(|account| !account.is_empty()));
+    assert!(include.is_empty() || calls.contains(&variance::Call::Capture));
+    assert!(include.iter().all(|name| !name.is_internal() && !exclude.iter().any(|pattern| pattern.covers(name))));
+    assert!(keep_properties.iter().all(mapping::NamePattern::is_internal));
 
     let auth = Auth::new(auth);
     let mut wrong = HeaderMap::new();

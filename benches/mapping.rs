@@ -1,7 +1,7 @@
 //! What decoding, filtering and mapping cost by themselves: `cargo bench --bench mapping`.
 
-#[expect(unreachable_pub, dead_code, reason = "shared with the other benchmark")]
-#[path = "forward/events.rs"]
+#[expect(unreachable_pub, dead_code, reason = "shared with the other benchmarks")]
+#[path = "shared/events.rs"]
 mod events;
 
 use std::time::SystemTime;

@@ -13,22 +13,18 @@
 
 #![expect(unreachable_pub, reason = "nothing can be reached from outside of a benchmark")]
 
-mod events;
-mod process;
 mod receiver;
-mod sender;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod yardstick;
 
 use std::{
     path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
-use process::Process;
-use sender::Sender;
-
-/// What a sender must present to the connector.
-const TOKEN: &str = "a-token-for-the-benchmark";
+use shared::{process::Process, sender::Sender};
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -50,7 +46,7 @@ fn main() -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let receiver = Process::receiver()?;
+        let receiver = Process::receiver(&[])?;
         let is_wanted = |name: &str| name.contains(&wanted);
         cases(&receiver, &is_wanted, events, rounds, against.as_deref()).await?;
         if is_wanted("flat") {
@@ -164,7 +160,7 @@ async fn case(
     connections: usize,
     events: usize,
 ) -> anyhow::Result<(Cost, f64)> {
-    let connector = Process::start(binary, receiver.address())?;
+    let connector = connector(binary, receiver)?;
     let sender = Sender::new(connector.address(), path, per_request);
     sender.send(events / 20, connections).await?; // warm: connections, allocator, branch predictors
     let cost = measured(&connector, sender, events, connections).await?;
@@ -176,6 +172,10 @@ fn spread(mut values: Vec<f64>, decimals: usize) -> String {
     values.sort_by(f64::total_cmp);
     let [least, median, most] = [0, values.len() / 2, values.len() - 1].map(|at| values[at]);
     format!("{least:.decimals$} / {median:.decimals$} / {most:.decimals$}")
+}
+
+fn connector(binary: &Path, receiver: &Process) -> anyhow::Result<Process> {
+    Process::start(binary, receiver.address(), &[], Stdio::inherit())
 }
 
 fn yardstick(receiver: &Process, events: usize) -> anyhow::Result<Cost> {
@@ -193,7 +193,7 @@ async fn measured(connector: &Process, sender: Sender, events: usize, connection
 
 /// Whether an event costs the same however many came before it, and whether memory stays where it is.
 async fn flat(receiver: &Process) -> anyhow::Result<()> {
-    let connector = Process::connector(receiver.address())?;
+    let connector = connector(Process::CONNECTOR.as_ref(), receiver)?;
     let sender = Sender::new(connector.address(), "/batch", 100);
     sender.send(10_000, 4).await?;
     println!("\n| events in batches of 100, one run after the other | CPU µs per forwarded event | RSS after it |");
@@ -207,7 +207,7 @@ async fn flat(receiver: &Process) -> anyhow::Result<()> {
 
 /// How much longer an event takes through the connector than straight to the receiver, when neither is busy.
 async fn latency(receiver: &Process) -> anyhow::Result<()> {
-    let connector = Process::connector(receiver.address())?;
+    let connector = connector(Process::CONNECTOR.as_ref(), receiver)?;
     let sender = Sender::new(connector.address(), "/webhook", 1);
     let straight = Sender::new(receiver.address(), "/", 1).latencies(2000, Duration::from_millis(2)).await?;
     let through = sender.latencies(2000, Duration::from_millis(2)).await?;
@@ -220,7 +220,7 @@ async fn latency(receiver: &Process) -> anyhow::Result<()> {
 /// What the connector takes when nothing happens.
 async fn at_rest(receiver: &Process) -> anyhow::Result<()> {
     let start = Instant::now();
-    let connector = Process::connector(receiver.address())?;
+    let connector = connector(Process::CONNECTOR.as_ref(), receiver)?;
     let ready = start.elapsed();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (switches, cpu) = (connector.context_switches()?, connector.cpu()?);

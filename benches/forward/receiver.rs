@@ -7,6 +7,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use crate::shared::request_end;
+
 pub fn run() -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -29,28 +31,10 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
             return Ok(());
         }
         let mut at = 0;
-        while let Some(length) = request_length(&buffer[at..]).filter(|length| at + length <= buffer.len()) {
+        while let Some((length, _)) = request_end(&buffer[at..]) {
             stream.write_all(REPLY).await?;
             at += length;
         }
         buffer.drain(..at);
-    }
-}
-
-/// Length of the request at the start, head and body, if its head is whole.
-fn request_length(bytes: &[u8]) -> Option<usize> {
-    const NAME: &[u8] = b"content-length: ";
-    let mut at = 0;
-    let mut length = 0;
-    loop {
-        let end = at + bytes[at..].iter().position(|&byte| byte == b'\n')?;
-        let line = &bytes[at..end];
-        if line == b"\r" {
-            return Some(end + 1 + length);
-        }
-        if line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME) {
-            length = std::str::from_utf8(&line[NAME.len()..]).ok()?.trim().parse().ok()?;
-        }
-        at = end + 1;
     }
 }

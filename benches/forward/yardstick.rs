@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use bytes::Bytes;
 
-use crate::events;
+use crate::shared::events;
 
 const CONCURRENCY: usize = 64;
 

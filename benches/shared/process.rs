@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use crate::TOKEN;
+use super::TOKEN;
 
 /// A child process; it ends when it is dropped.
 pub struct Process {
@@ -19,9 +19,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// The receiver, on a port of its choice.
-    pub fn receiver() -> anyhow::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?).arg("receiver").stdout(Stdio::piped()).spawn()?;
+    /// The receiver of this kind, on a port of its choice.
+    pub fn receiver(kind: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let mut child = command.arg("receiver").args(kind).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let address = line.trim().parse().context("the receiver prints its address")?;
@@ -38,13 +39,13 @@ impl Process {
     /// The real binary.
     pub const CONNECTOR: &str = env!("CARGO_BIN_EXE_variance-connector");
 
-    /// The real binary in front of the receiver, when it is ready.
-    pub fn connector(receiver: SocketAddr) -> anyhow::Result<Self> {
-        Self::start(Self::CONNECTOR.as_ref(), receiver)
-    }
-
-    /// A build of the binary in front of the receiver, when it is ready.
-    pub fn start(binary: &Path, receiver: SocketAddr) -> anyhow::Result<Self> {
+    /// A build of the binary in front of the receiver, when it is ready, with further variables and a place for its log.
+    pub fn start(
+        binary: &Path,
+        receiver: SocketAddr,
+        variables: &[(&str, &str)],
+        log: impl Into<Stdio>,
+    ) -> anyhow::Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let child = Command::new(binary)
             .env_clear()
@@ -53,6 +54,8 @@ impl Process {
             .env("CONNECTOR_LISTEN", address.to_string())
             .env("CONNECTOR_TOKEN", TOKEN)
             .env("CONNECTOR_LOG_LEVEL", "warn")
+            .envs(variables.iter().copied())
+            .stderr(log)
             .spawn()
             .context("the connector must start")?;
         let mut process = Self { child, address };

@@ -14,7 +14,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{TOKEN, events};
+use super::{TOKEN, events};
 
 /// No two events of a run are the same.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -42,7 +42,7 @@ impl Sender {
                 let mut request = Vec::new();
                 for _ in 0..share {
                     self.write_request(&mut request);
-                    exchange(&mut stream, &request).await?;
+                    deliver(&mut stream, &request).await?;
                 }
                 anyhow::Ok(())
             });
@@ -61,7 +61,7 @@ impl Sender {
         for _ in 0..requests {
             self.write_request(&mut request);
             let start = Instant::now();
-            exchange(&mut stream, &request).await?;
+            deliver(&mut stream, &request).await?;
             latencies.push(start.elapsed().as_secs_f64() * 1000.0);
             sleep(pause).await;
         }
@@ -69,13 +69,15 @@ impl Sender {
         Ok(latencies)
     }
 
-    async fn connect(self) -> anyhow::Result<TcpStream> {
+    /// A connection to it.
+    pub async fn connect(self) -> anyhow::Result<TcpStream> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
-    fn write_request(self, request: &mut Vec<u8>) {
+    /// Writes the next request.
+    pub fn write_request(self, request: &mut Vec<u8>) {
         let first = NUMBER.fetch_add(self.per_request as u64, Ordering::Relaxed);
         let mut body = String::with_capacity(self.per_request * 2200);
         let is_batch = self.per_request > 1;
@@ -98,8 +100,15 @@ impl Sender {
     }
 }
 
-/// Sends a request and reads its reply, which must be 200.
-async fn exchange(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<()> {
+/// Sends a request, which must be answered 200.
+async fn deliver(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<()> {
+    let (status, body) = exchange(stream, request).await?;
+    ensure!(status == 200, "{status}: {body}");
+    Ok(())
+}
+
+/// Sends a request and reads its reply: status and body.
+pub async fn exchange(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<(u16, String)> {
     stream.write_all(request).await?;
     let mut reply = Vec::with_capacity(1024);
     loop {
@@ -109,8 +118,8 @@ async fn exchange(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<()> 
         let length =
             head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
         if body.len() >= length.context("a reply has a length")? {
-            ensure!(head.starts_with("HTTP/1.1 200"), "{text}");
-            return Ok(());
+            let status = head.split(' ').nth(1).context("a status line")?.parse()?;
+            return Ok((status, body.to_owned()));
         }
     }
 }

@@ -7,7 +7,7 @@
 //!                                      ├────▶ mapping     event → message       (variance)
 //!                                      └────▶ outbox      one attempt per event, held until Variance has it
 //!                                               │
-//!                                               └──▶ destination ──POST──▶ Variance   (backoff, breaker)
+//!                                               └──▶ destination ──POST──▶ Variance   (backoff, breaker, limit)
 //! ```
 //!
 //! The modules, in the order in which they are best read:
@@ -15,7 +15,7 @@
 //! * [`posthog`] decodes what PostHog and its SDKs send; [`json`] walks over the text for it without copying.
 //! * [`variance`] is what Variance takes: a call and its message; [`mapping`] makes one of an event, or says why not.
 //! * [`outbox`] is the promise: what was handed over leaves delivered, refused, or not before its time is over. It goes
-//!   by [`backoff`] and [`breaker`], which are rules without a clock, and posts through [`destination`].
+//!   by [`backoff`], [`breaker`] and [`limit`], which are rules without a clock, and posts through [`destination`].
 //! * [`server`] is the HTTP face: it asks [`auth`] who may send, [`inflate`]s bodies, and tells what became of events.
 //! * [`metrics`] counts; [`service`] puts the parts together; [`shutdown`] says when to stop.
 //! * [`cli`] is the command line; [`config`] reads the settings of all parts, [`secret`]s among them; [`telemetry`] logs,
@@ -32,6 +32,7 @@ pub mod config;
 pub mod destination;
 pub mod inflate;
 pub mod json;
+pub mod limit;
 pub mod mapping;
 pub mod metrics;
 pub mod outbox;

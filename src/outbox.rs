@@ -72,7 +72,7 @@ mod state;
 /// How much is in flight, and how much and how long is held.
 #[derive(Clone, Debug)]
 pub struct OutboxSettings {
-    /// POSTs in flight to Variance.
+    /// The most POSTs in flight to Variance, at least one.
     pub concurrency: usize,
     /// How long an undelivered event is held.
     pub retry_for: Duration,
@@ -84,7 +84,12 @@ pub struct OutboxSettings {
 
 impl Default for OutboxSettings {
     fn default() -> Self {
-        Self { concurrency: 64, retry_for: Duration::from_secs(60 * 60), max_held: 64 << 20, pacing: Pacing::default() }
+        Self {
+            concurrency: 256,
+            retry_for: Duration::from_secs(60 * 60),
+            max_held: 64 << 20,
+            pacing: Pacing::default(),
+        }
     }
 }
 

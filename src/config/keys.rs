@@ -116,8 +116,8 @@ pub(super) static ACCOUNT_GROUP: Row<String> =
 
 pub(super) static CONCURRENCY: Row<usize> =
     Row::new("delivery.concurrency", &["CONNECTOR_CONCURRENCY"], Kind::Count, values::concurrency)
-        .default("64")
-        .doc("POSTs in flight to Variance.");
+        .default("256")
+        .doc("The most POSTs in flight to Variance; how many it takes is found out.");
 
 pub(super) static ATTEMPT_TIMEOUT: Row<Duration> =
     Row::new("delivery.attempt_timeout", &["CONNECTOR_ATTEMPT_TIMEOUT"], Kind::Duration, values::duration)

@@ -91,7 +91,7 @@ fn the_two_required_settings_suffice() {
     assert_eq!(config.service.server.webhook_deadline, Duration::from_millis(2500));
     assert_eq!(config.service.server.max_body, 64 << 20);
     assert_eq!(config.service.mapping.calls, [Call::Capture, Call::Page, Call::Identify, Call::Alias]);
-    assert_eq!(config.service.outbox.concurrency, 64);
+    assert_eq!(config.service.outbox.concurrency, 256);
     assert_eq!(config.service.outbox.retry_for, Duration::from_secs(3600));
     assert!(config.service.auth.tokens.is_empty() && config.service.auth.signing_secrets.is_empty());
     assert_eq!(warnings, [""; 0]);

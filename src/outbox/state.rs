@@ -7,6 +7,7 @@ use std::{
 };
 
 use fastrand::Rng;
+use http::StatusCode;
 use tokio::{sync::SetOnce, time::Instant};
 
 use super::{
@@ -16,7 +17,8 @@ use super::{
 };
 use crate::{
     breaker::{Breaker, Permit, Probe},
-    destination::AttemptResult,
+    destination::{AttemptResult, Fault},
+    limit::{Attempt, Limit, Reply},
     variance::Message,
 };
 
@@ -34,8 +36,7 @@ pub(super) struct State {
     memory: Memory,
     held_bytes: usize,
     last_number: Number,
-    /// How many attempts are under way.
-    in_flight: usize,
+    limit: Limit,
     breaker: Breaker,
     /// The entry that failed the last probe.
     failed_probe: Option<Number>,
@@ -74,6 +75,7 @@ pub(super) struct Job {
     number: Number,
     pub(super) message: Message,
     probe: Option<Probe>,
+    attempt: Attempt,
 }
 
 /// An event that has ended. Those who wait for it are told by [`Ended::tell`].
@@ -94,13 +96,13 @@ impl State {
     pub(super) fn new(settings: OutboxSettings, now: Instant, rng: Rng) -> Self {
         Self {
             breaker: Breaker::new(settings.pacing.open_for),
+            limit: Limit::new(settings.concurrency, now),
             settings,
             entries: BTreeMap::new(),
             waiting: BTreeSet::new(),
             memory: Memory::new(now),
             held_bytes: 0,
             last_number: 0,
-            in_flight: 0,
             failed_probe: None,
             last_delivered: None,
             health: Health::default(),
@@ -131,19 +133,19 @@ impl State {
 
     /// The next attempt that may be made now, if there is one. It takes a slot, see [`State::free_slot`].
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
-        if self.in_flight == self.settings.concurrency {
+        let (number, is_probe) = match self.breaker.permit(now) {
+            Permit::Nothing => return None,
+            Permit::All => (self.waiting.first().filter(|(due, _)| *due <= now)?.1, false),
+            Permit::Probe => (self.choose_probe()?, true),
+        };
+        if !self.limit.permit(now) {
             return None;
         }
-        let (number, probe) = match self.breaker.permit(now) {
-            Permit::Nothing => return None,
-            Permit::All => (self.waiting.first().filter(|(due, _)| *due <= now)?.1, None),
-            Permit::Probe => (self.choose_probe()?, Some(self.breaker.start_probe())),
-        };
+        let probe = is_probe.then(|| self.breaker.start_probe());
         let entry = self.entries.get_mut(&number).expect("what waits is held");
         let due = entry.due.take().expect("what waits is not in flight");
         self.waiting.remove(&(due, number));
-        self.in_flight += 1;
-        Some(Job { number, message: entry.message.clone(), probe })
+        Some(Job { number, message: entry.message.clone(), probe, attempt: self.limit.start(now) })
     }
 
     /// The event that has failed least often, and not the one that has just failed a probe while there is another: one
@@ -156,6 +158,7 @@ impl State {
 
     /// Notes what came of an attempt. Returns the event if that ended it, and what operators want to know.
     pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> (Option<Ended>, Vec<News>) {
+        self.limit.reply(job.attempt, said(result), now);
         let outcome = match result {
             AttemptResult::Accepted => {
                 self.last_delivered = Some(now);
@@ -187,7 +190,7 @@ impl State {
 
     /// Notes that the connection of a finished attempt can be used again.
     pub(super) fn free_slot(&mut self) {
-        self.in_flight -= 1;
+        self.limit.free();
     }
 
     /// Ends what has been held for too long. What is in flight ends when its attempt does.
@@ -210,7 +213,8 @@ impl State {
             true => self.waiting.first().map(|(due, _)| *due),
             false => self.breaker.open_until().filter(|_| !self.waiting.is_empty()),
         };
-        expiry.into_iter().chain(attempt.filter(|_| self.in_flight < self.settings.concurrency)).min()
+        let attempt = attempt.and_then(|due| Some(due.max(self.limit.next()?)));
+        expiry.into_iter().chain(attempt).min()
     }
 
     /// Ends everything, because the process ends: nobody attempts anything any more.
@@ -225,7 +229,7 @@ impl State {
 
     /// How many attempts are under way, and how many may be.
     pub(super) fn in_flight(&self) -> (usize, usize) {
-        (self.in_flight, self.settings.concurrency)
+        (self.limit.in_flight(), self.limit.value())
     }
 
     /// How long an event may be held.
@@ -272,6 +276,20 @@ impl State {
         self.held_bytes -= cost(&message);
         self.memory.end(identity, outcome, now);
         Ended { message, outcome, told }
+    }
+}
+
+/// What a result says of the limit.
+fn said(result: AttemptResult) -> Reply {
+    match result {
+        AttemptResult::Accepted | AttemptResult::Refused(_) => Reply::Answered,
+        AttemptResult::Failed { fault: Fault::Status(StatusCode::TOO_MANY_REQUESTS), retry_after } => {
+            Reply::TooMany(retry_after)
+        }
+        AttemptResult::Failed { fault: Fault::Status(StatusCode::SERVICE_UNAVAILABLE) | Fault::Timeout, .. } => {
+            Reply::Overloaded
+        }
+        AttemptResult::Failed { .. } => Reply::Other,
     }
 }
 

@@ -107,6 +107,22 @@ fn alerts_and_dashboard_ask_for_metrics_that_exist() {
     }
 }
 
+#[test]
+fn every_alert_has_a_section_in_the_runbook_that_it_names() {
+    let alerts = include_str!("../../deploy/alerts.yaml").split("- alert: ").skip(1);
+    let sections: Vec<_> =
+        include_str!("../../docs/runbook.md").lines().filter_map(|l| l.strip_prefix("## ")).collect();
+    let names = alerts.map(|alert| {
+        let name = alert.lines().next().unwrap();
+        let runbook = format!("runbook: docs/runbook.md#{}\n", name.to_ascii_lowercase());
+        assert!(alert.contains(&runbook), "{name}");
+        let words: Vec<_> = alert.split_whitespace().collect();
+        assert!(["1.", "2.", "3."].iter().all(|step| words.contains(step)), "{name} says what to do first");
+        name
+    });
+    assert_eq!(names.collect::<Vec<_>>(), sections);
+}
+
 async fn post(service: &Service, path: &str, body: impl Into<reqwest::Body>) -> Reply {
     Reply::of(service.client.post(service.url(path)).bearer_auth(TOKEN).body(body)).await
 }

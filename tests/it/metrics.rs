@@ -156,6 +156,9 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     let service = Service::start(&variance, |settings| {
         settings.auth.tokens = vec![TOKEN.parse().unwrap()];
         settings.mapping.exclude = vec!["noise*".parse().unwrap()];
+        let included = ["a", "refused", "status", "slow", "broken", "late*", "too late"];
+        settings.mapping.include = included.map(|name| name.parse().unwrap()).into();
+        settings.mapping.anonymous = false;
         settings.server.webhook_deadline = Duration::from_secs(1);
         settings.server.max_body = 1 << 20;
         settings.destination.attempt_timeout = Duration::from_secs(1);
@@ -166,12 +169,13 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     seen.look(&service).await;
 
     let names = ["a", "$pageview", "$identify", "$create_alias", "refused", "status", "slow", "broken"];
-    let filtered = ["$autocapture", "$groupidentify", "noise in tests"];
+    let filtered = ["$autocapture", "$groupidentify", "noise in tests", "not included"];
     let mut events: Vec<_> = names.iter().chain(&filtered).map(|name| event(name)).collect();
-    events.extend([event("a"), json!({})]);
+    let anonymous = json!({"event": "a", "uuid": "anonymous", "properties": {"$process_person_profile": false}});
+    events.extend([event("a"), anonymous, json!({})]);
     let batch = post(&service, "/batch/", json!(events).to_string());
     let (reply, ()) = join(batch, seen.moves("variance_connector_attempts_in_flight", &service)).await;
-    assert_eq!((reply.status, reply.counts()[0]), (200, 13), "{}", reply.text);
+    assert_eq!((reply.status, reply.counts()[0]), (200, 15), "{}", reply.text);
     seen.look(&service).await;
 
     assert_eq!(post(&service, "/webhook", event("$autocapture").to_string()).await.status, 200);

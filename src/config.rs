@@ -13,7 +13,7 @@
 //!    listed, or listed but not read by [`load`].
 //! 4. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
 
-use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use url::Url;
 
@@ -28,6 +28,7 @@ use self::{
         CALLS, CONCURRENCY, EXCLUDE, FORMAT, INCLUDE, KEEP_PROPERTIES, LISTEN, LOG_FORMAT, LOG_LEVEL, MAX_BODY,
         MAX_HELD, PERSON_TRAITS, POSTHOG_API_KEY, POSTHOG_API_KEY_FILE, POSTHOG_PROJECT_ID, POSTHOG_URL, RETRY_FOR,
         SHUTDOWN_GRACE, SIGNING_SECRET, SIGNING_SECRET_FILE, TOKEN, TOKEN_FILE, WEBHOOK_DEADLINE, WEBHOOK_URL,
+        WEBHOOK_URL_FILE,
     },
     reader::{Reader, Reported},
     sources::Sources,
@@ -102,6 +103,14 @@ pub struct Loaded<T = Config> {
     pub settings: Vec<Setting>,
     /// What is possible, but most likely not meant.
     pub warnings: Vec<String>,
+}
+
+impl<T> Loaded<T> {
+    /// The file that the webhook URL was read from.
+    pub fn webhook_url_file(&self) -> Option<PathBuf> {
+        let setting = self.settings.iter().find(|setting| setting.key.name == WEBHOOK_URL.key.name)?;
+        setting.origin.secret_file()
+    }
 }
 
 /// What a setting is, and where that came from.
@@ -200,6 +209,17 @@ pub fn posthog(
     read(flags, variables, posthog_api)
 }
 
+/// Reads where events go, whatever may be wrong or missing of the other settings.
+///
+/// # Errors
+/// When that is wrong, or when there is something wrong with the file.
+pub fn destination_alone(
+    flags: &Flags,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Loaded<DestinationSettings>, Error> {
+    read(flags, variables, destination)
+}
+
 /// What a command reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -253,12 +273,12 @@ fn read<T>(
 }
 
 fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
-    let webhook_url = reader.option(&WEBHOOK_URL);
+    let webhook_url = reader.secret(&WEBHOOK_URL, &WEBHOOK_URL_FILE);
     let authorization = reader.secret(&AUTHORIZATION, &AUTHORIZATION_FILE);
     let attempt_timeout = reader.get(&ATTEMPT_TIMEOUT);
     let webhook_url = webhook_url.and_then(|url| {
         let from = "copy it from Variance > Integrations > PostHog";
-        let mut url = url.ok_or_else(|| reader.missing(&WEBHOOK_URL.key, from))?;
+        let (mut url, _) = url.ok_or_else(|| reader.missing(&WEBHOOK_URL.key, from))?;
         let name = reader.named(&WEBHOOK_URL.key);
         if values::remove_user(&mut url) {
             let instead = AUTHORIZATION.key.name;

@@ -123,6 +123,15 @@ impl From<AttemptResult> for AttemptLabel {
 }
 
 impl Fault {
+    /// True if there may be no webhook at the URL.
+    pub fn is_url(self) -> bool {
+        match self {
+            Self::Status(status) => matches!(status.as_u16(), 300..=399 | 404 | 405 | 410),
+            Self::Dns => true,
+            _ => false,
+        }
+    }
+
     /// True if Variance did not accept the credential.
     pub fn is_credential(self) -> bool {
         matches!(self, Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))

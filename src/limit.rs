@@ -196,6 +196,11 @@ impl Limit {
         }
     }
 
+    /// Changes the most that it can be.
+    pub fn set_most(&mut self, most: usize) {
+        self.most = most;
+    }
+
     /// How many may be in flight at present.
     pub fn value(&self) -> usize {
         (self.bound.value() as usize).clamp(1, self.most)

@@ -38,7 +38,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, RwLock},
     time::Duration,
 };
 
@@ -59,7 +59,7 @@ use self::{
 };
 use crate::{
     backoff::Backoff,
-    destination::Destination,
+    destination::{AttemptResult, Destination},
     metrics::{self, Metrics, OutcomeLabel},
     variance::Message,
 };
@@ -174,7 +174,9 @@ struct Shared {
     loss_log: Mutex<LossLog>,
     identity_key: IdentityKey,
     max_held: usize,
-    destination: Destination,
+    destination: RwLock<Arc<Destination>>,
+    /// The webhook URL may be wrong.
+    url_doubted: Notify,
     metrics: Metrics,
     /// The timer is set too late.
     timer: Notify,
@@ -198,7 +200,8 @@ impl Outbox {
             driven: Mutex::new(Driven { state: State::new(settings, Instant::now(), Rng::new()), timer: None }),
             loss_log: Mutex::default(),
             identity_key: IdentityKey::random(),
-            destination,
+            destination: RwLock::new(Arc::new(destination)),
+            url_doubted: Notify::new(),
             metrics,
             timer: Notify::new(),
             room: Notify::new(),
@@ -267,6 +270,22 @@ impl Outbox {
             last_success: state.health.last_success(),
             state: state.health.state,
         }
+    }
+
+    /// Goes by other settings from now on, but for `max_held`; attempts under way end as they began.
+    pub fn reload(&self, settings: &OutboxSettings, destination: Destination) {
+        *self.0.destination.write().expect("no panic while it is locked") = Arc::new(destination);
+        self.0.change(|state, _| state.reload(settings));
+    }
+
+    /// Forgets what was about another webhook URL, credential or format: refusals, and a pause.
+    pub fn destination_changed(&self) {
+        self.0.change(|state, _| state.destination_changed());
+    }
+
+    /// Waits until Variance answers as if the webhook URL were wrong, or refuses as if it were.
+    pub async fn url_doubted(&self) {
+        self.0.url_doubted.notified().await;
     }
 
     /// Waits until nothing is held.
@@ -342,7 +361,11 @@ impl Shared {
     async fn attempt(self: Arc<Self>, mut job: Job) {
         loop {
             let start = Instant::now();
-            let (result, reply) = self.destination.post(job.message.body()).await;
+            let destination = Arc::clone(&self.destination.read().expect("no panic while it is locked"));
+            let (result, reply) = destination.post(job.message.body()).await;
+            if matches!(result, AttemptResult::Failed { fault, .. } if fault.is_url()) {
+                self.url_doubted.notify_one();
+            }
             self.metrics.attempted(result.into(), start.elapsed());
             let (ended, news) = self.change(|state, now| state.finish(&job, result, now));
             news.into_iter().for_each(|news| self.log(news));

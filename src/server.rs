@@ -11,6 +11,7 @@ use std::{
 
 use tokio::{
     net::TcpListener,
+    sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -85,12 +86,12 @@ pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// The HTTP face, and what it hands requests to.
 #[derive(Debug)]
 pub struct Server {
-    /// The limits of a request. Where to listen is the caller's affair.
-    pub settings: ServerSettings,
+    /// The limits of a request, which may change. Where to listen is the caller's affair.
+    pub settings: watch::Receiver<ServerSettings>,
     /// Who may send.
     pub auth: Auth,
     /// What is forwarded, and how.
-    pub mapping: MappingSettings,
+    pub mapping: watch::Receiver<MappingSettings>,
     /// Where it goes.
     pub outbox: Outbox,
     /// Who counts it.
@@ -101,13 +102,14 @@ impl Server {
     /// Serves until `shutdown`, then finishes what it has within the grace. Returns how many events were abandoned.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> usize {
         let server = Arc::new(self);
-        let ServerSettings { shutdown_grace, head_timeout, .. } = server.settings;
+        let head_timeout = server.settings.borrow().head_timeout;
         let requests = Arc::new(Requests::new(Arc::clone(&server)));
         let routes = Routes { server: Arc::clone(&server), requests: Arc::clone(&requests), started: Instant::now() };
         let connections = Connections::new(head_timeout);
         let accepting = connections.accept(listener, Arc::new(routes), &server.metrics);
         let ending = async {
             shutdown.cancelled().await;
+            let shutdown_grace = server.settings.borrow().shutdown_grace;
             let end = Instant::now() + shutdown_grace;
             tracing::info!(grace = %humantime::format_duration(shutdown_grace), "stopping: no more events are taken in");
             requests.draining.cancel();

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tracing::{Dispatch, level_filters::LevelFilter};
-use tracing_subscriber::{EnvFilter, filter::Directive, fmt::MakeWriter, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, filter::Directive, fmt::MakeWriter, reload, util::SubscriberInitExt};
 
 use self::queue::Queue;
 use crate::metrics::Metrics;
@@ -60,9 +60,15 @@ pub enum Format {
 pub struct Directives(String);
 
 /// The running log. Dropped, it waits a second at most until its lines are written.
-#[derive(Debug)]
 #[must_use]
-pub struct Log(Arc<Queue>);
+pub struct Log {
+    queue: Arc<Queue>,
+    format: Option<Format>,
+    set_filter: SetFilter,
+}
+
+/// Logs by another filter from now on.
+type SetFilter = Box<dyn Fn(EnvFilter) + Send + Sync>;
 
 /// Logs to standard error from now on, panics too; in colours only on a terminal and without `NO_COLOR`. Lines that have to
 /// be dropped are counted.
@@ -75,21 +81,36 @@ pub fn init(settings: &LogSettings, metrics: Metrics) -> io::Result<Log> {
     // Not `io::stderr`: its lock would be held for as long as a write takes, and others want it.
     let output = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let queue = Arc::new(Queue::new(metrics));
-    dispatch(settings, is_terminal, is_colourful, Arc::clone(&queue)).try_init().map_err(io::Error::other)?;
+    let (dispatch, set_filter) = dispatch(settings, is_terminal, is_colourful, Arc::clone(&queue));
+    dispatch.try_init().map_err(io::Error::other)?;
     let lines = Arc::clone(&queue);
     thread::Builder::new().name("log".to_owned()).spawn(move || lines.write_to(output))?;
     // The default hook writes to standard error itself, and waits for its reader.
     panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a part of the connector has failed: this is a bug")));
-    Ok(Log(queue))
+    Ok(Log { queue, format: settings.format, set_filter })
+}
+
+impl Log {
+    /// Goes by other settings from now on, but for the format. Returns true if that has changed, which takes a restart.
+    pub fn reload(&self, settings: &LogSettings) -> bool {
+        (self.set_filter)(settings.level.filter());
+        settings.format != self.format
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("format", &self.format).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.0.flush(FLUSH_FOR);
+        self.queue.flush(FLUSH_FOR);
     }
 }
 
-fn dispatch<W>(settings: &LogSettings, is_terminal: bool, is_colourful: bool, writer: W) -> Dispatch
+fn dispatch<W>(settings: &LogSettings, is_terminal: bool, is_colourful: bool, writer: W) -> (Dispatch, SetFilter)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -97,9 +118,23 @@ where
     let lines = tracing_subscriber::fmt().with_env_filter(level.filter()).with_writer(writer).with_ansi(is_colourful);
     let lines = lines.log_internal_errors(false);
     match format.unwrap_or(if is_terminal { Format::Text } else { Format::Json }) {
-        Format::Text => lines.fmt_fields(text::fields()).into(),
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).into(),
+        Format::Text => {
+            let lines = lines.fmt_fields(text::fields()).with_filter_reloading();
+            let set_filter = setter(lines.reload_handle());
+            (lines.into(), set_filter)
+        }
+        Format::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            let lines = lines.with_filter_reloading();
+            let set_filter = setter(lines.reload_handle());
+            (lines.into(), set_filter)
+        }
     }
+}
+
+fn setter<S: 'static>(handle: reload::Handle<EnvFilter, S>) -> SetFilter {
+    // It fails only when nothing logs by it any longer.
+    Box::new(move |filter| drop(handle.reload(filter)))
 }
 
 impl Directives {
@@ -237,14 +272,14 @@ mod tests {
     fn without_a_format_a_terminal_gets_text_and_the_rest_json() {
         for (is_terminal, start) in [(true, "20"), (false, "{")] {
             let settings = LogSettings { format: None, level: "info".parse().unwrap() };
-            let logged = log_with(|writer| dispatch(&settings, is_terminal, false, writer));
+            let logged = log_with(|writer| dispatch(&settings, is_terminal, false, writer).0);
             assert!(logged.starts_with(start), "{logged}");
         }
     }
 
     fn log(format: Format, level: &str) -> String {
         let settings = LogSettings { format: Some(format), level: level.parse().unwrap() };
-        log_with(|writer| dispatch(&settings, true, false, writer))
+        log_with(|writer| dispatch(&settings, true, false, writer).0)
     }
 
     fn log_with(dispatch: impl FnOnce(Buffer) -> Dispatch) -> String {

@@ -5,14 +5,17 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::reload::Reloader;
 use super::Failed;
 use crate::{
-    config::{self, Config, Flags, Loaded},
+    config::{self, Flags, Loaded},
     metrics::Metrics,
     server,
     service::{self, Service},
     shutdown, telemetry,
 };
+
+mod reload;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -32,41 +35,37 @@ pub(super) struct Args {
 
 /// Runs the service until it is told to stop.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
-    let Loaded { config, settings: _, warnings } = config::load(&args.into(), variables)?;
+    let (flags, variables) = (Flags::from(args), variables.into_iter().collect::<Vec<_>>());
+    let loaded = config::load(&flags, variables.iter().cloned())?;
+    let url_file = loaded.webhook_url_file();
+    let Loaded { config, settings: _, warnings } = loaded;
     let metrics = Metrics::new();
-    let _log = telemetry::init(&config.log, metrics.clone()).context("the log did not start")?;
+    let log = telemetry::init(&config.log, metrics.clone()).context("the log did not start")?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    super::runtime()?.block_on(serve(config, metrics))
-}
-
-/// Binds, serves until a signal, and finishes what it has.
-async fn serve(config: Config, metrics: Metrics) -> anyhow::Result<()> {
-    let Config { service, log: _ } = config;
-    let stop = shutdown::on_signal().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));
-    let (stop, mut hang_up) = stop.context("signals cannot be listened to")?;
-    // Without this it would end the process.
-    tokio::spawn(async move {
-        while hang_up.recv().await.is_some() {
-            tracing::warn!("SIGHUP is ignored");
+    super::runtime()?.block_on(async {
+        let service = config.service;
+        let signals = shutdown::on_signal().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));
+        let (stop, hang_up) = signals.context("signals cannot be listened to")?;
+        let address = service.server.listen;
+        let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
+        raise_descriptor_limit(service.outbox.concurrency);
+        announce(&service, listener.local_addr()?);
+        let service = Service::new(service, metrics).context("no client for Variance: are there root certificates?")?;
+        let outbox = service.outbox().clone();
+        let reloader = Reloader { flags, variables, url_file, service: service.reload(), log: &log };
+        tokio::select! {
+            _ = service.serve(listener, stop.asked) => Ok(()),
+            () = stop.at_once.cancelled() => {
+                tracing::error!("another signal: ending at once");
+                let abandoned = outbox.close().await;
+                tracing::info!(abandoned, "stopped");
+                Err(Failed.into())
+            }
+            never = reloader.run(hang_up) => match never {},
         }
-    });
-    let address = service.server.listen;
-    let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
-    raise_descriptor_limit(service.outbox.concurrency);
-    announce(&service, listener.local_addr()?);
-    let service = Service::new(service, metrics).context("no client for Variance: are there root certificates?")?;
-    let outbox = service.outbox().clone();
-    tokio::select! {
-        _ = service.serve(listener, stop.asked) => Ok(()),
-        () = stop.at_once.cancelled() => {
-            tracing::error!("another signal: ending at once");
-            let abandoned = outbox.close().await;
-            tracing::info!(abandoned, "stopped");
-            Err(Failed.into())
-        }
-    }
+    })
 }
 
 /// Containers often start with a limit below what the server and the outbox may have open together.

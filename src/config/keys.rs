@@ -22,7 +22,11 @@ pub const FILE_VARIABLE: &str = "CONNECTOR_CONFIG";
 pub(super) static WEBHOOK_URL: Row<Url> =
     Row::new("variance.webhook_url", &["VARIANCE_WEBHOOK_URL"], Kind::Text, values::webhook_url)
         .shown(Shown::Url)
-        .doc("Where events go: the URL from Variance > Integrations > PostHog. Required.");
+        .doc("Where events go: the URL from Variance > Integrations > PostHog. Required, here or in a file.");
+
+pub(super) static WEBHOOK_URL_FILE: Row<PathBuf> =
+    Row::new("variance.webhook_url_file", &["VARIANCE_WEBHOOK_URL_FILE"], Kind::Text, values::path)
+        .doc("A file with that URL. It is read again when Variance answers as if the URL were wrong.");
 
 pub(super) static AUTHORIZATION: Row<HeaderValue> =
     Row::new("variance.authorization", &["VARIANCE_AUTHORIZATION"], Kind::Text, values::authorization)
@@ -167,6 +171,7 @@ pub(super) static POSTHOG_API_KEY_FILE: Row<PathBuf> =
 /// All settings, in the order of their documentation.
 pub const KEYS: &[&Key] = &[
     &WEBHOOK_URL.key,
+    &WEBHOOK_URL_FILE.key,
     &AUTHORIZATION.key,
     &AUTHORIZATION_FILE.key,
     &FORMAT.key,

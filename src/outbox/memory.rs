@@ -109,6 +109,11 @@ impl Memory {
         }
     }
 
+    pub(super) fn forget_refusals(&mut self) {
+        self.recent.retain(|_, outcome| !matches!(outcome, Outcome::Refused(_)));
+        self.former.retain(|_, outcome| !matches!(outcome, Outcome::Refused(_)));
+    }
+
     pub(super) fn remembered(&self) -> usize {
         self.recent.len() + self.former.len()
     }

@@ -233,6 +233,18 @@ impl State {
     }
 
     /// How long an event may be held.
+    /// Goes by other settings from now on, but for `max_held`.
+    pub(super) fn reload(&mut self, settings: &OutboxSettings) {
+        self.settings = OutboxSettings { max_held: self.settings.max_held, ..settings.clone() };
+        self.limit.set_most(settings.concurrency);
+    }
+
+    /// Forgets what only the former destination has said, because it is another one now.
+    pub(super) fn destination_changed(&mut self) {
+        self.memory.forget_refusals();
+        self.breaker.answered();
+    }
+
     pub(super) fn retry_for(&self) -> Duration {
         self.settings.retry_for
     }

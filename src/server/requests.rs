@@ -75,7 +75,6 @@ pub(super) struct Requests {
 #[derive(Debug)]
 pub(super) struct Route {
     label: RouteLabel,
-    deadline: Duration,
     bodies: Memory,
 }
 
@@ -91,12 +90,12 @@ struct Received {
 
 impl Requests {
     pub(super) fn new(server: Arc<Server>) -> Self {
-        let settings = &server.settings;
-        let route = |label, deadline| Route { label, deadline, bodies: Memory::of_route(settings.max_body) };
+        let max_body = server.settings.borrow().max_body;
+        let route = |label| Route { label, bodies: Memory::of_route(max_body) };
         Self {
-            webhook: route(RouteLabel::Webhook, settings.webhook_deadline),
-            batch: route(RouteLabel::Batch, settings.batch_deadline),
-            unproven: Memory::new(settings.max_body),
+            webhook: route(RouteLabel::Webhook),
+            batch: route(RouteLabel::Batch),
+            unproven: Memory::new(max_body),
             server,
             large_bodies: Arc::new(Semaphore::new(1)),
             refusals: Repeated::default(),
@@ -104,6 +103,12 @@ impl Requests {
             reply_now: CancellationToken::new(),
             in_flight: TaskTracker::new(),
         }
+    }
+
+    /// How long a request may take.
+    fn deadline(&self, route: &Route) -> Duration {
+        let settings = self.server.settings.borrow();
+        if route.label == RouteLabel::Batch { settings.batch_deadline } else { settings.webhook_deadline }
     }
 
     /// Waits until no request is in flight. None that comes later is waited for.
@@ -118,7 +123,7 @@ impl Requests {
         let start = Instant::now();
         let (head, mut body) = request.into_parts();
         let reply = match self.take(route, &head.headers, &mut body, start).await {
-            Ok((elements, _charge)) => self.forward(elements, start + route.deadline).await,
+            Ok((elements, _charge)) => self.forward(elements, start + self.deadline(route)).await,
             Err(reply) => reply,
         };
         self.discard(body);
@@ -155,7 +160,7 @@ impl Requests {
             charge.prove();
         }
         let bytes = select! {
-            read = self.read(body, &mut charge, start + route.deadline.min(BODY_TIMEOUT)) => read?,
+            read = self.read(body, &mut charge, start + self.deadline(route).min(BODY_TIMEOUT)) => read?,
             () = self.draining.cancelled() => return Err(Reply::draining()),
         };
         let denied = match proof {
@@ -178,7 +183,7 @@ impl Requests {
         let decoded = if is_large {
             let thread = select! {
                 thread = Arc::clone(&self.large_bodies).acquire_owned() => thread.expect("it is never closed"),
-                () = sleep_until(start + route.deadline) => {
+                () = sleep_until(start + self.deadline(route)) => {
                     let reason = "the connector is busy with other bodies of this size: send it again";
                     return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, reason));
                 }
@@ -198,7 +203,7 @@ impl Requests {
     /// Reads a whole body until `deadline`. What has not been read is left in `body`. The buffer grows with what has
     /// arrived, not with what was announced, and is charged as it grows.
     async fn read(&self, body: &mut Incoming, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
-        let max_body = self.server.settings.max_body;
+        let max_body = self.server.settings.borrow().max_body;
         let announced = body.size_hint().upper().and_then(|announced| usize::try_from(announced).ok());
         let limit = announced.unwrap_or(max_body);
         if limit > max_body {
@@ -231,7 +236,7 @@ impl Requests {
     /// Unpacks and decodes a body, finds out who sent it if that is not known, and lets it go: what is kept of it is less.
     fn decode(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Element>, Charge), Reply> {
         let Received { mut bytes, encoding, denied, mut charge } = received;
-        let max_body = self.server.settings.max_body;
+        let max_body = self.server.settings.borrow().max_body;
         if let Some(encoding) = encoding {
             let unpacked = inflate::inflate(encoding, &bytes, max_body, |more| charge.grow(more));
             bytes = unpacked.map_err(|error| match error {
@@ -269,7 +274,7 @@ impl Requests {
             Ok(event) => event,
             Err(invalid) => return Element { event: None, fate: Fate::Invalid(invalid) },
         };
-        let message = match self.server.mapping.message(&event, arrived, scratch) {
+        let message = match self.server.mapping.borrow().message(&event, arrived, scratch) {
             Ok(message) => message,
             Err(NoMessage::Filtered(filtered)) => return Element { event: None, fate: Fate::Filtered(filtered) },
             Err(NoMessage::Invalid(invalid)) => return Element { event: None, fate: Fate::Invalid(invalid) },

@@ -28,6 +28,7 @@ mod pressure;
 mod preview;
 mod program;
 mod proxy;
+mod reload;
 mod retry_after;
 mod rotation;
 #[cfg(target_os = "linux")] // other systems name the other end of a terminal otherwise

@@ -70,12 +70,18 @@ impl Program {
 
     /// Starts the service and waits until it listens. Returns its address as well.
     pub async fn ready(self) -> (Running, String) {
+        let (running, address, _) = self.ready_and_heard().await;
+        (running, address)
+    }
+
+    /// The same with what it says from then on.
+    pub async fn ready_and_heard(self) -> (Running, String, Errors) {
         let mut running = self.start();
         let mut errors = running.errors();
         loop {
             let line: Value = serde_json::from_str(&errors.line("{").await).unwrap();
             if let Some(address) = line["address"].as_str() {
-                return (running, address.to_owned());
+                return (running, address.to_owned(), errors);
             }
         }
     }
@@ -139,6 +145,19 @@ impl Errors {
     /// The next line; none once it has ended.
     pub async fn next(&mut self) -> Option<String> {
         self.0.recv().await
+    }
+
+    /// Waits for a line of the log in JSON with a message that contains this. Returns the messages up to that line.
+    pub async fn message(&mut self, part: &str) -> Vec<String> {
+        let mut messages = Vec::new();
+        while let Some(line) = self.0.recv().await {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            messages.push(line["message"].as_str().unwrap().to_owned());
+            if messages.last().is_some_and(|message| message.contains(part)) {
+                return messages;
+            }
+        }
+        panic!("no message has {part:?} in {messages:#?}");
     }
 
     /// Waits for a line that begins so.

@@ -31,6 +31,10 @@ pub struct Received {
 }
 
 impl Received {
+    pub fn path(&self) -> &str {
+        self.line.split(' ').nth(1).expect("a request line has a path")
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("what the service posts is JSON")
     }

@@ -1,0 +1,91 @@
+//! Settings that change while the service runs: all by SIGHUP, and the webhook URL when it seems to be wrong.
+
+use std::{convert::Infallible, ffi::OsString, path::PathBuf, time::Duration};
+
+use tokio::{select, signal::unix::Signal, time::sleep};
+
+use crate::{
+    config::{self, Flags, Loaded},
+    repeated::Repeated,
+    service::{Reload, ServiceSettings},
+    telemetry::Log,
+};
+
+/// How long the file of a URL that seems to be wrong is not read again after it was.
+const URL_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Where the settings came from, and the service that goes by them.
+pub(super) struct Reloader<'a> {
+    pub(super) flags: Flags,
+    pub(super) variables: Vec<(OsString, OsString)>,
+    /// The file that the webhook URL was read from.
+    pub(super) url_file: Option<PathBuf>,
+    pub(super) service: Reload,
+    pub(super) log: &'a Log,
+}
+
+impl Reloader<'_> {
+    /// Reads the settings again whenever that is asked for, or Variance answers as if the webhook URL were wrong.
+    pub(super) async fn run(mut self, mut hang_up: Signal) -> Infallible {
+        let failures = Repeated::default();
+        loop {
+            select! {
+                _ = hang_up.recv() => self.read_all(),
+                () = self.service.url_doubted(), if self.url_file.is_some() => {
+                    self.read_url(&failures);
+                    sleep(URL_AGAIN_AFTER).await;
+                }
+            }
+        }
+    }
+
+    fn read_all(&mut self) {
+        let loaded = match config::load(&self.flags, self.variables.iter().cloned()) {
+            Ok(loaded) => loaded,
+            Err(config::Error { problems }) => {
+                for problem in problems {
+                    tracing::error!("{problem}");
+                }
+                tracing::error!(
+                    "the configuration was read again and has problems: the service goes on with the old one"
+                );
+                return;
+            }
+        };
+        self.url_file = loaded.webhook_url_file();
+        for warning in loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        super::raise_descriptor_limit(loaded.config.service.outbox.concurrency);
+        match self.service.reload(loaded.config.service) {
+            Ok(mut fixed) => {
+                fixed.extend(self.log.reload(&loaded.config.log).then_some("log.format"));
+                for name in fixed {
+                    tracing::warn!("{name} has changed, which takes a restart: the service goes on with the old one");
+                }
+                tracing::info!("the configuration was read again");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the configuration was read again and cannot be used: the old one stays")
+            }
+        }
+    }
+
+    fn read_url(&mut self, failures: &Repeated) {
+        let current = self.service.settings();
+        let problem = match config::destination_alone(&self.flags, self.variables.iter().cloned()) {
+            Ok(Loaded { config, .. }) if config.webhook_url == current.destination.webhook_url => return,
+            Ok(Loaded { config, .. }) => {
+                let settings = ServiceSettings { destination: config, ..current.clone() };
+                match self.service.reload(settings) {
+                    Ok(_) => return tracing::info!("the webhook URL was read again: it has changed"),
+                    Err(error) => error.to_string(),
+                }
+            }
+            Err(error) => error.to_string(),
+        };
+        if let Some(times) = failures.note(tokio::time::Instant::now()) {
+            tracing::warn!(times, problem, "the webhook URL could not be read again");
+        }
+    }
+}

@@ -377,8 +377,8 @@ impl FromStr for Token {
         if text.trim().chars().count() < 16 {
             return Err("a token of at least 16 characters");
         }
-        if text.contains(char::is_control) || text.trim() != text {
-            return Err("a token without control characters, and without white space around it");
+        if text.contains(char::is_control) || text.trim() != text || secret::is_half_quoted(text) {
+            return Err("a token without control characters, and without white space or quotation marks around it");
         }
         Ok(Self(Secret::new(text)))
     }
@@ -388,7 +388,8 @@ impl FromStr for SigningSecret {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let key = BASE64.decode(text.strip_prefix("whsec_").unwrap_or(text)).unwrap_or_default();
+        let key = BASE64.decode(text.strip_prefix("whsec_").unwrap_or(text));
+        let key = key.map_err(|_| "a signing secret in base64 (letters, digits, `+` and `/`), such as `whsec_…`")?;
         if key.len() < 24 {
             return Err("a signing secret of at least 24 bytes in base64, such as `whsec_…`");
         }

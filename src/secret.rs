@@ -32,7 +32,10 @@ pub const QUOTATION_MARKS: &str = "quotation marks";
 /// # Errors
 /// When the file cannot be read, or holds nothing else.
 pub fn read(file: &Path) -> io::Result<String> {
-    let text = fs::read_to_string(file)?;
+    let text = fs::read_to_string(file).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => io::Error::new(error.kind(), "it is not UTF-8"),
+        _ => error,
+    })?;
     match text.trim_end() {
         "" => Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty")),
         text => Ok(text.to_owned()),
@@ -76,7 +79,7 @@ pub fn described(text: &str) -> String {
     let odd = text.char_indices().find(|(_, character)| !character.is_ascii_graphic() && *character != ' ');
     match (text.chars().next(), odd) {
         (None, _) => "it is empty".to_owned(),
-        (Some('"' | '\''), _) => "it begins with a quotation mark that nothing closes".to_owned(),
+        _ if is_half_quoted(text) => "it begins with a quotation mark that cannot be meant".to_owned(),
         (_, Some((_, '\n' | '\r'))) => "it has more than one line".to_owned(),
         (_, Some((_, odd))) if odd.is_control() => format!("it has a control character (U+{:04X})", u32::from(odd)),
         (_, Some((at, _))) => {
@@ -96,6 +99,11 @@ pub fn unquoted(text: &str) -> Option<&str> {
     })
 }
 
+/// True if a text begins with a quotation mark, straight or not, that cannot be taken off without doubt.
+pub fn is_half_quoted(text: &str) -> bool {
+    text.starts_with(['"', '\'', '“', '‘', '„', '«'])
+}
+
 /// A byte order mark, or what web pages and word processors put between letters unseen.
 fn is_invisible(character: char) -> bool {
     matches!(character, '\u{feff}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{00ad}')
@@ -111,7 +119,8 @@ mod tests {
             ("", "it is empty"),
             ("a", "it has 1 character"),
             ("tooshort", "it has 8 characters"),
-            ("\"open", "it begins with a quotation mark that nothing closes"),
+            ("\"open", "it begins with a quotation mark that cannot be meant"),
+            ("“Bearer abc”", "it begins with a quotation mark that cannot be meant"),
             ("two\nlines", "it has more than one line"),
             ("bell\u{7}", "it has a control character (U+0007)"),
             ("Bearer schlüssel", "it has 16 characters, and number 12 is no ASCII"),

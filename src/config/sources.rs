@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -53,8 +54,13 @@ impl Sources {
         } else {
             return Ok(());
         };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("the configuration file {} ({origin}): {error}", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let what = match error.kind() {
+                io::ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
+                _ => error.to_string(),
+            };
+            format!("the configuration file {} ({origin}) cannot be read: {what}", path.display())
+        })?;
         self.file = File::parse(path, &text)?;
         Ok(())
     }

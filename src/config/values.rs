@@ -8,7 +8,7 @@ use url::{Host, Position, Url};
 
 use crate::{
     mapping::{Format, NamePattern},
-    secret::Secret,
+    secret::{self, Secret},
     variance::Call,
 };
 
@@ -95,7 +95,7 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 }
 
 pub(super) fn authorization(text: &str) -> Result<HeaderValue, String> {
-    let value = HeaderValue::from_str(text).ok().filter(|_| !text.trim().is_empty());
+    let value = HeaderValue::from_str(text).ok().filter(|_| !text.trim().is_empty() && !secret::is_half_quoted(text));
     let mut value = value.ok_or_else(|| "one line that an HTTP header can carry".to_owned())?;
     value.set_sensitive(true);
     Ok(value)

@@ -118,6 +118,16 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
             "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from Variance > Integrations > PostHog, but no request can be made to it: is its host right, and is it whole?",
         ),
         (
+            "CONNECTOR_SIGNING_SECRET",
+            "whsec_not_base64_but_long_enough_to_be_a_secret",
+            "server.signing_secret (environment variable CONNECTOR_SIGNING_SECRET) must be a signing secret in base64 (letters, digits, `+` and `/`), such as `whsec_…`, but it has 47 characters",
+        ),
+        (
+            "VARIANCE_AUTHORIZATION",
+            "\"Bearer abc",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry, but it begins with a quotation mark that cannot be meant",
+        ),
+        (
             "VARIANCE_AUTHORIZATION",
             "two\nlines",
             "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry, but it has more than one line",
@@ -235,10 +245,10 @@ fn a_file_that_cannot_be_read_is_told_with_who_named_it() {
     given.flags.config = Some(given.directory.path().join("none.toml"));
     assert_eq!(
         given.problems(),
-        ["the configuration file none.toml (flag --config): No such file or directory (os error 2)"]
+        ["the configuration file none.toml (flag --config) cannot be read: No such file or directory (os error 2)"]
     );
     given.variables.push((FILE_VARIABLE.into(), given.flags.config.take().unwrap().into()));
-    assert!(given.problems()[0].contains("none.toml (environment variable CONNECTOR_CONFIG): "));
+    assert!(given.problems()[0].contains("none.toml (environment variable CONNECTOR_CONFIG) cannot be read: "));
 }
 
 #[cfg(unix)]

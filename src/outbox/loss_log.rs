@@ -53,7 +53,7 @@ impl LossLog {
 }
 
 fn log(reason: &str, ids: &[String]) {
-    tracing::error!(count = ids.len(), reason, uuids = ?ids, "events are lost");
+    tracing::error!(count = ids.len(), reason, uuids = ids.join(" "), "events are lost");
 }
 
 #[cfg(test)]

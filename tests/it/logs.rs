@@ -210,7 +210,7 @@ async fn every_event_that_is_lost_is_named_a_hundred_to_a_line_and_a_hundred_in_
     let variance = Variance::start().await;
     variance.always(Behaviour::Status(422));
     let mut program = Program::start(&variance, &[]);
-    assert_eq!(program.post("/batch", events("refused ", 250)).await.status, 422);
+    assert_eq!(program.post("/batch", events("refused-", 250)).await.status, 422);
     let mut named: Vec<String> = Vec::new();
     let mut others = Vec::new();
     // The program goes on: what is lost is told soon, and not when it ends.
@@ -222,13 +222,13 @@ async fn every_event_that_is_lost_is_named_a_hundred_to_a_line_and_a_hundred_in_
         }
         assert_eq!(line["level"], "ERROR");
         assert_eq!(line["reason"], "Variance refused the event: 422 Unprocessable Entity");
-        let uuids: Vec<String> = serde_json::from_str(line["uuids"].as_str().unwrap()).unwrap();
+        let uuids: Vec<_> = line["uuids"].as_str().unwrap().split(' ').map(str::to_owned).collect();
         assert_eq!(line["count"], uuids.len());
         assert!(uuids.len() <= 100);
         named.extend(uuids);
     }
     named.sort();
-    let mut expected: Vec<_> = (0..250).map(|number| format!("refused {number}")).collect();
+    let mut expected: Vec<_> = (0..250).map(|number| format!("refused-{number}")).collect();
     expected.sort();
     assert_eq!(named, expected);
     others.extend(program.stop().1);
@@ -259,7 +259,7 @@ async fn another_signal_ends_the_program_at_once_and_what_it_holds_is_named() {
     variance.always(Behaviour::Status(503));
     let variables = [("CONNECTOR_WEBHOOK_DEADLINE", "1s"), ("CONNECTOR_SHUTDOWN_GRACE", "1h")];
     let mut program = Program::start(&variance, &variables);
-    assert_eq!(program.post("/webhook", events("held ", 1)).await.status, 503);
+    assert_eq!(program.post("/webhook", events("held-", 1)).await.status, 503);
     program.terminate();
     while program.line()["message"] != "stopping: no more events are taken in" {}
     // Those that come within a second of the first are no others.
@@ -272,7 +272,7 @@ async fn another_signal_ends_the_program_at_once_and_what_it_holds_is_named() {
     };
     assert_eq!(line["level"], "ERROR");
     line = program.line();
-    assert_eq!((&line["message"], &line["uuids"]), (&json!("events are lost"), &json!(r#"["held 0"]"#)));
+    assert_eq!((&line["message"], &line["uuids"]), (&json!("events are lost"), &json!("held-0")));
     assert_eq!(program.line()["message"], "stopped");
     assert_eq!(program.child.wait().unwrap().code(), Some(1));
 }

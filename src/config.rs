@@ -15,8 +15,6 @@
 
 use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
-use url::Url;
-
 pub use self::{
     given::Origin,
     keys::{FILE_VARIABLE, KEYS, Key},
@@ -38,7 +36,7 @@ use crate::{
     destination::{Authorization, DestinationSettings},
     mapping::MappingSettings,
     outbox,
-    secret::Secret,
+    query_api::PosthogSettings,
     server::{self, ServerSettings},
     service::ServiceSettings,
     telemetry::LogSettings,
@@ -81,17 +79,6 @@ pub struct Forwarding {
     pub outbox: outbox::OutboxSettings,
     /// How long stopping may take.
     pub shutdown_grace: Duration,
-}
-
-/// What it takes to fetch events from PostHog's own API.
-#[derive(Clone, Debug)]
-pub struct PosthogSettings {
-    /// Where PostHog's application is.
-    pub url: Url,
-    /// The project's number.
-    pub project_id: u64,
-    /// A personal API key.
-    pub api_key: Secret,
 }
 
 /// A configuration, or the part of one that a command reads, and what can be said about it.

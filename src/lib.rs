@@ -18,6 +18,7 @@
 //!   by [`backoff`], [`breaker`] and [`limit`], which are rules without a clock, and posts through [`destination`].
 //! * [`server`] is the HTTP face: it asks [`auth`] who may send, [`inflate`]s bodies, and tells what became of events.
 //! * [`metrics`] counts; [`service`] puts the parts together; [`shutdown`] says when to stop.
+//! * [`query_api`] asks PostHog for the events that it still has.
 //! * [`cli`] is the command line; [`config`] reads the settings of all parts, [`secret`]s among them; [`telemetry`] logs,
 //!   and [`repeated`] keeps a fault that repeats from flooding the log.
 //!
@@ -37,6 +38,7 @@ pub mod mapping;
 pub mod metrics;
 pub mod outbox;
 pub mod posthog;
+pub mod query_api;
 pub mod repeated;
 pub mod secret;
 pub mod server;

@@ -1,4 +1,5 @@
-//! `backfill`: forwards the events of exported files, on the service's own way: its decoder, mapping and outbox.
+//! `backfill`: forwards the events of exported files, or those that PostHog still has, on the service's own way: its decoder,
+//! mapping and outbox.
 //!
 //! A thread reads and maps, the runtime posts. Between them there is a budget of memory, so that neither the size of a
 //! file nor that of its events matters.
@@ -6,28 +7,33 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    io::{self, Write},
+    fs::File,
+    io::{self, BufReader, Read, Write},
     num::NonZeroU32,
     path::{Path, PathBuf},
     process,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use futures_util::stream::FuturesUnordered;
 use indicatif::HumanCount;
+use jiff::Timestamp;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc},
 };
+use uuid::Uuid;
 
 use self::{
     counts::Counts,
     failures::Failures,
-    progress::Progress,
-    reader::{BUDGET, Reader},
+    from_posthog::{FromPosthog, Lost, MARGIN, Task},
+    progress::{Measure, Progress},
+    reader::{BUDGET, Next, Reader},
+    resume::Resume,
     sender::{Pace, Sender, Stopped},
     times::Times,
 };
@@ -36,15 +42,17 @@ use super::{
     input::{Position, Source},
 };
 use crate::{
-    config::{self, Flags, Forwarding, Loaded},
+    config::{self, Flags, Forwarding},
     destination::Destination,
     metrics::Metrics,
     outbox::Outbox,
+    query_api::{PosthogSettings, QueryApi},
     shutdown,
 };
 
 mod counts;
 mod failures;
+mod from_posthog;
 mod progress;
 mod reader;
 mod resume;
@@ -57,8 +65,20 @@ const MIN_WINDOW: usize = 256;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Files with PostHog's events, plain or packed: exports, or bodies of requests; `-` is standard input
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required_unless_present = "from_posthog", conflicts_with = "from_posthog")]
     files: Vec<PathBuf>,
+    /// Read the events from PostHog's Query API, with the settings `posthog.…`
+    #[arg(long)]
+    from_posthog: bool,
+    /// Only events that PostHog took in between `--since` and `--until`, whenever they happened: those of an outage
+    #[arg(long)]
+    ingested: bool,
+    /// Only events that this log of the connector names as lost; `-` is standard input
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["since", "until", "ingested"])]
+    lost: Option<PathBuf>,
+    /// Only what comes after this event of the time of `--since`, as a run that was interrupted tells to
+    #[arg(long, value_name = "UUID", requires = "since")]
+    after: Option<Uuid>,
     /// The configuration file; else that in `CONNECTOR_CONFIG`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -68,12 +88,12 @@ pub(super) struct Args {
     /// The most events per second
     #[arg(long, value_name = "N", value_parser = super::at_least_one)]
     rate: Option<NonZeroU32>,
-    /// Only events from this time on, such as 2026-08-20 or 2026-08-20T09:00:00Z
+    /// Only events from this time on, such as 2026-08-20 or 2026-08-20T09:00Z
     #[arg(long, value_name = "TIME", value_parser = times::parse_argument)]
-    since: Option<jiff::Timestamp>,
+    since: Option<Timestamp>,
     /// Only events before this time
     #[arg(long, value_name = "TIME", value_parser = times::parse_argument)]
-    until: Option<jiff::Timestamp>,
+    until: Option<Timestamp>,
     /// Pass over the first events, as a run that was interrupted tells to
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::whole_number)]
     skip: u64,
@@ -85,18 +105,89 @@ pub(super) struct Args {
 /// Forwards everything and tells what became of it. Fails if any of it did.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
     let flags = Flags { config: args.config.clone(), ..Flags::default() };
-    let Loaded { config: forwarding, settings: _, warnings } = config::forwarding(&flags, variables)?;
-    if let Some(failed) = args.failed.as_deref().filter(|failed| is_among(failed, &args.files)) {
-        let problem = format!("--failed {} is one of the files to be read", failed.display());
+    let variables: Vec<_> = variables.into_iter().collect();
+    let posthog = args.from_posthog.then(|| config::posthog(&flags, variables.clone())).transpose();
+    let (forwarding, posthog) = match (config::forwarding(&flags, variables), posthog) {
+        (Ok(forwarding), Ok(posthog)) => (forwarding, posthog),
+        (forwarding, posthog) => {
+            let problems = forwarding.err().into_iter().chain(posthog.err()).flat_map(|error| error.problems);
+            return Err(config::Error { problems: problems.collect() }.into());
+        }
+    };
+    if let Some(problem) = problem(&args, Timestamp::now()) {
         return Err(config::Error { problems: vec![problem] }.into());
     }
-    for warning in warnings {
+    for warning in forwarding.warnings.iter().chain(posthog.iter().flat_map(|posthog| &posthog.warnings)) {
         eprintln!("warning: {warning}");
     }
-    super::runtime()?.block_on(forward(args, forwarding))
+    let posthog = match posthog {
+        None => None,
+        Some(posthog) => match task(&args)? {
+            Some(task) => Some((task, posthog.config)),
+            None => return Ok(()),
+        },
+    };
+    super::runtime()?.block_on(forward(args, posthog, forwarding.config))
 }
 
-async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
+/// What is wrong with the arguments together.
+fn problem(args: &Args, now: Timestamp) -> Option<String> {
+    let Args { from_posthog, ingested, lost, after, since, until, .. } = args;
+    match (since, until) {
+        _ if !from_posthog && (*ingested || lost.is_some() || after.is_some()) => {
+            Some("--ingested, --lost and --after need --from-posthog".to_owned())
+        }
+        (Some(since), Some(until)) if since >= until => Some(format!("--since {since} is not before --until {until}")),
+        (_, Some(until)) if *from_posthog && *until > now => {
+            Some(format!("--until {until} is yet to come: without it, all up to a quarter of an hour ago is read"))
+        }
+        (Some(since), None) if *from_posthog && *since >= now - MARGIN => {
+            Some(format!("--since {since} is less than a quarter of an hour ago: say --until, too"))
+        }
+        _ => {
+            let failed = args.failed.as_deref()?;
+            let mut read = args.files.iter().chain(lost);
+            let is_read = read.any(|file| is_same(failed, file));
+            is_read.then(|| format!("--failed {} is one of the files to be read", failed.display()))
+        }
+    }
+}
+
+/// What is to be read from PostHog; nothing if a log names nothing as lost.
+fn task(args: &Args) -> anyhow::Result<Option<Task>> {
+    let Args { ingested, lost, after, since, until, skip, quiet, .. } = args;
+    Ok(Some(match lost {
+        Some(path) => {
+            let log: Box<dyn Read> = match path == Path::new("-") {
+                true => Box::new(io::stdin()),
+                false => Box::new(File::open(path).with_context(|| path.display().to_string())?),
+            };
+            let lost =
+                Lost::read(BufReader::with_capacity(64 << 10, log)).with_context(|| path.display().to_string())?;
+            if lost.ids.is_empty() && lost.others.is_empty() {
+                if !quiet {
+                    println!("The log names no event as lost: nothing is lost.");
+                }
+                return Ok(None);
+            }
+            Task::Lost { lost, skip: *skip }
+        }
+        None => {
+            let now = Timestamp::now();
+            let until = until.unwrap_or_else(|| {
+                let until = now - MARGIN;
+                if !quiet {
+                    eprintln!("note: without --until, all up to {until:.0} is read: events can arrive late");
+                }
+                until
+            });
+            let span = (since.unwrap_or(Timestamp::UNIX_EPOCH), until);
+            Task::Time { span, after: *after, ingested: *ingested }
+        }
+    }))
+}
+
+async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwarding: Forwarding) -> anyhow::Result<()> {
     let Forwarding { mapping, destination, outbox, shutdown_grace } = forwarding;
     let stop = shutdown::on_signal().context("signals cannot be listened to")?;
     let at_once = stop.at_once;
@@ -104,24 +195,32 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
         at_once.cancelled().await;
         process::exit(1);
     });
-    let start = Instant::now();
     let counts = Arc::new(Counts::default());
-    let position = Position::default();
+    let (position, total, reached) = (Position::default(), Arc::default(), Arc::default());
     let sources: Vec<_> = args.files.iter().map(Source::new).collect();
-    let total_bytes = sources.iter().map(Source::len).sum();
-    let progress = Progress::start(args.quiet, total_bytes, Arc::clone(&position), Arc::clone(&counts));
+    let measure = match &posthog {
+        None => Measure::Bytes(sources.iter().map(Source::len).sum(), Arc::clone(&position)),
+        Some(_) => Measure::Events(Arc::clone(&total), Arc::clone(&reached)),
+    };
+    let progress = Progress::start(args.quiet, measure, Arc::clone(&counts));
     let mut failures = Failures::open(args.failed.as_deref(), progress.clone())?;
 
     let concurrency = outbox.concurrency;
     let destination =
         Destination::new(destination, concurrency).context("no client for Variance: are there root certificates?")?;
     let outbox = Outbox::start(outbox, destination, Metrics::new());
-    let next = Arc::new(AtomicU64::new(0));
+    let resume = match &posthog {
+        Some((Task::Time { span: (since, _), after, .. }, _)) => Resume::From(*since, after.map(|id| id.to_string())),
+        None | Some((Task::Lost { .. }, _)) => Resume::Skip(args.skip),
+    };
+    let next = Arc::new(Mutex::new(Next { number: 0, resume }));
     let (works, queue) = mpsc::unbounded_channel();
     let reader = Reader {
         mapping,
-        times: Times { since: args.since, until: args.until },
-        skip: args.skip,
+        times: match &posthog {
+            None => Times { since: args.since, until: args.until },
+            Some(_) => Times::default(),
+        },
         keeps_originals: args.failed.is_some(),
         outbox: outbox.clone(),
         counts: Arc::clone(&counts),
@@ -130,8 +229,20 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
         works,
         next: Arc::clone(&next),
         runtime: Handle::current(),
+        scratch: Vec::new(),
     };
-    let reading = thread::spawn(move || reader.read(&sources, &position));
+    let skip = args.skip;
+    let reading = match posthog {
+        Some((task, posthog)) => {
+            let api = QueryApi::new(posthog).context("no client for PostHog: are there root certificates?")?;
+            let from_posthog = FromPosthog::new(api, reader, total, reached);
+            thread::spawn(move || from_posthog.read(task))
+        }
+        None => thread::spawn(move || {
+            reader.files(&sources, &position, skip);
+            true
+        }),
+    };
     let sender = Sender {
         outbox: &outbox,
         queue,
@@ -149,23 +260,25 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
         stop_by: None,
         not_kept: Vec::new(),
     };
-    let stopped = sender.send(&stop.asked).await;
+    let mut stopped = sender.send(&stop.asked).await;
     outbox.close().await;
     // If it was interrupted, the thread may wait for input that never comes; the process ends without it.
-    if let Stopped::AtTheEnd = stopped {
-        reading.join().expect("the reader does not panic");
+    if let Stopped::AtTheEnd = stopped
+        && !reading.join().expect("the reader does not panic")
+    {
+        let next = next.lock().expect("no panic while it is held");
+        stopped = Stopped::Early(next.resume.clone());
     }
     progress.finish();
     if !args.quiet {
-        let elapsed = Duration::from_millis(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
-        let rate = (counts.read() as f64 / start.elapsed().as_secs_f64()) as u64;
-        let took = humantime::format_duration(elapsed);
-        let told = writeln!(io::stdout(), "{counts}\nIt took {took} ({} events per second).", HumanCount(rate));
+        let took = Duration::from_millis(u64::try_from(progress.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let (took, rate) = (humantime::format_duration(took), HumanCount(progress.rate()));
+        let told = writeln!(io::stdout(), "{counts}\nIt took {took} ({rate} events per second).");
         // If nobody listens any more, the exit code still tells.
         drop(told);
     }
-    if let Stopped::Early { resume_at } = stopped {
-        eprintln!("To go on from here:\n  {}", resume::command(&args, resume_at));
+    if let Stopped::Early(resume) = &stopped {
+        eprintln!("To go on from here:\n  {}", resume::command(&args, resume));
     }
     match (stopped, counts.has_failures()) {
         (Stopped::AtTheEnd, false) => Ok(()),
@@ -173,7 +286,8 @@ async fn forward(args: Args, forwarding: Forwarding) -> anyhow::Result<()> {
     }
 }
 
-fn is_among(path: &Path, others: &[PathBuf]) -> bool {
+/// Whether two paths lead to one file.
+fn is_same(path: &Path, other: &Path) -> bool {
     let real = path.canonicalize();
-    real.is_ok_and(|real| others.iter().any(|other| other.canonicalize().is_ok_and(|other| other == real)))
+    real.is_ok_and(|real| other.canonicalize().is_ok_and(|other| other == real))
 }

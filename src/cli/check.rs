@@ -16,11 +16,12 @@ use uuid::Uuid;
 use self::answer::Answer;
 use super::{Failed, serve};
 use crate::{
-    config::{self, Config, Loaded, Setting},
+    config::{self, Config, Flags, Loaded, Setting},
     destination::Destination,
     json::Raw,
     mapping::MappingSettings,
     posthog::{Envelope, Event},
+    query_api::{PosthogSettings, Query, QueryApi},
     service::ServiceSettings,
     variance::{Call, Message},
 };
@@ -38,6 +39,9 @@ pub(super) struct Args {
     /// Post a test event, which is marked as one, and say what the answer means
     #[arg(long)]
     send: bool,
+    /// Try `posthog.…` with a query of one row, and say what the answer means
+    #[arg(long)]
+    posthog: bool,
     /// What is printed
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Text)]
     format: Format,
@@ -62,6 +66,15 @@ struct Report {
     problems: Vec<String>,
     /// What came of the test event, if there was to be one.
     send: Option<Answer>,
+    /// What came of the query, if there was to be one.
+    posthog: Option<QueryAnswer>,
+}
+
+/// Whether PostHog answers queries.
+#[derive(Serialize)]
+struct QueryAnswer {
+    works: bool,
+    text: String,
 }
 
 /// One setting.
@@ -72,11 +85,30 @@ struct Line {
     origin: String,
 }
 
-/// Prints the configuration. Fails if it is wrong, or if Variance does not take the test event.
+/// Prints the configuration. Fails if it is wrong, or if Variance does not take the test event or PostHog the query.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
-    let Args { settings: flags, send, format, quiet } = args;
+    let Args { settings: flags, send, posthog, format, quiet } = args;
     let mut out = io::stdout().lock();
-    let Loaded { config, settings, warnings } = match config::load(&flags.into(), variables) {
+    let (flags, variables) = (Flags::from(flags), variables.into_iter().collect::<Vec<_>>());
+    let asked = config::posthog(&flags, variables.clone());
+    let loaded = config::load(&flags, variables).and_then(|mut loaded| {
+        let asked = match asked {
+            Ok(asked) => {
+                loaded.settings.extend(asked.settings);
+                loaded.warnings.extend(asked.warnings);
+                Some(asked.config)
+            }
+            Err(error) if posthog => return Err(error),
+            // Without any of them, nothing is meant to be fetched.
+            Err(error) if error.problems.len() < 3 => {
+                loaded.warnings.extend(error.problems);
+                None
+            }
+            Err(_) => None,
+        };
+        Ok((loaded, asked.filter(|_| posthog)))
+    });
+    let (Loaded { config, settings, warnings }, asked) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
             if format == Format::Json {
@@ -100,18 +132,38 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     if send {
         report.send = Some(super::runtime()?.block_on(send_test(config))?);
     }
+    if let Some(posthog) = asked {
+        report.posthog = Some(super::runtime()?.block_on(ask(posthog))?);
+    }
     match (format, &report.send) {
         (Format::Json, _) => writeln!(out, "{}", json!(report))?,
         (Format::Text, Some(answer)) if !quiet || !answer.is_accepted() => writeln!(out, "{answer}")?,
-        (Format::Text, None) if !quiet => {
+        (Format::Text, None) if !quiet && report.posthog.is_none() => {
             writeln!(out, "The configuration is valid. Nothing was sent (`--send` would).")?
         }
         (Format::Text, _) => {}
     }
-    match report.send {
-        Some(answer) if !answer.is_accepted() => Err(Failed.into()),
-        _ => Ok(()),
+    if let Some(QueryAnswer { works, text }) = report.posthog.as_ref().filter(|_| format == Format::Text)
+        && !(quiet && *works)
+    {
+        writeln!(out, "{text}")?;
     }
+    let is_taken = report.send.is_none_or(|answer| answer.is_accepted());
+    let works = report.posthog.is_none_or(|answer| answer.works);
+    if is_taken && works { Ok(()) } else { Err(Failed.into()) }
+}
+
+/// Asks PostHog for one row.
+async fn ask(settings: PosthogSettings) -> anyhow::Result<QueryAnswer> {
+    let project = settings.project_id;
+    let mut api = QueryApi::new(settings).context("no client for PostHog: are there root certificates?")?;
+    let query = Query { text: "SELECT event AS ev_name FROM events LIMIT 1".to_owned(), ..Query::default() };
+    let rows = api.ask(&query, &["ev_name"]).await.and_then(|reply| Ok(reply.rows()?.len()));
+    Ok(match rows {
+        Ok(0) => QueryAnswer { works: true, text: format!("PostHog answers: project {project} has no events yet") },
+        Ok(_) => QueryAnswer { works: true, text: format!("PostHog answers: project {project} has events") },
+        Err(error) => QueryAnswer { works: false, text: error.to_string() },
+    })
 }
 
 /// Posts one `track`, whatever the filters say.

@@ -225,7 +225,12 @@ fn is_manifest(element: Raw<'_>) -> bool {
     posthog::member(element, "files").is_some_and(|files| files.as_str().starts_with('['))
 }
 
-impl Original<'_> {
+impl<'a> Original<'a> {
+    /// A line that is read nowhere else.
+    pub(super) fn line(line: &'a str) -> Self {
+        Self { bytes: line.as_bytes(), sent_at: None }
+    }
+
     /// A line that means the same by itself, without the newline at its end. Newlines within it are white space of JSON,
     /// and become spaces.
     pub(super) fn to_line(self) -> Vec<u8> {

@@ -148,7 +148,13 @@ pub(super) fn property_pattern(text: &str) -> Result<NamePattern, String> {
 pub(super) fn posthog_url(text: &str) -> Result<Url, String> {
     let url =
         web_url(text).filter(|url| url.query().is_none() && url.username().is_empty() && url.password().is_none());
-    url.ok_or_else(|| r#"the http or https URL of PostHog's application, such as "https://us.posthog.com""#.to_owned())
+    let url = url.ok_or(r#"the http or https URL of PostHog's application, such as "https://us.posthog.com""#)?;
+    match url.host_str().and_then(|host| host.split_once('.')) {
+        Some((region, "i.posthog.com")) => {
+            Err(format!("https://{region}.posthog.com: this host takes events, and answers no questions"))
+        }
+        _ => Ok(url),
+    }
 }
 
 pub(super) fn project_id(text: &str) -> Result<u64, String> {
@@ -156,6 +162,11 @@ pub(super) fn project_id(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn api_key(text: &str) -> Result<Secret, String> {
+    if text.starts_with("phc_") {
+        return Err(
+            "a personal API key (phx_…): this one is a project's (phc_…), which can only send events".to_owned()
+        );
+    }
     let is_usable = !text.is_empty() && text.chars().all(|character| character.is_ascii_graphic());
     is_usable.then(|| Secret::new(text)).ok_or_else(|| "a personal API key of PostHog, such as `phx_…`".to_owned())
 }

@@ -15,6 +15,7 @@ mod conservation;
 mod documentation;
 mod faults;
 mod forwarding;
+mod from_posthog;
 mod harness;
 mod health;
 mod holding;

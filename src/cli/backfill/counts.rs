@@ -43,12 +43,32 @@ impl End {
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     ends: [AtomicU64; End::ALL.len()],
+    queued: AtomicU64,
     unreadable: AtomicU64,
 }
 
 impl Counts {
     pub(super) fn add(&self, end: End) {
         self.ends[end as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts what was read and is to be sent.
+    pub(super) fn add_queued(&self) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How much of what was read has ended, from 0 to 1.
+    pub(super) fn part_ended(&self) -> f64 {
+        let [sent, passed_over] =
+            [[End::Delivered, End::Refused, End::Invalid].as_slice(), &[End::Filtered, End::OutsideOfTimes]]
+                .map(|ends| ends.iter().map(|end| self.of(*end)).sum::<u64>());
+        let read = self.queued.load(Ordering::Relaxed) + passed_over;
+        (sent + passed_over) as f64 / read.max(1) as f64
+    }
+
+    /// Events that have ended.
+    pub(super) fn ended(&self) -> u64 {
+        self.read() - self.of(End::Undelivered)
     }
 
     /// Counts a source that cannot be read, or not to its end.

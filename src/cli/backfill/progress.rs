@@ -1,12 +1,17 @@
-//! How far it is: a bar on a terminal, a line now and then elsewhere.
+//! How far it is: a bar on a terminal, a line now and then elsewhere. It goes by events that have ended, however far reading
+//! is ahead of them.
 
 use std::{
     io::{self, IsTerminal},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 
 use super::counts::Counts;
 use crate::{cli::input::Position, metrics::StateLabel, outbox::Outbox};
@@ -25,10 +30,18 @@ struct Inner {
     bar: ProgressBar,
     is_quiet: bool,
     start: Instant,
-    total_bytes: Option<u64>,
-    position: Position,
+    measure: Measure,
     counts: Arc<Counts>,
     last: Mutex<Last>,
+}
+
+/// What there is to do.
+#[derive(Clone, Debug)]
+pub(super) enum Measure {
+    /// So many bytes, if that is known, of which so many have been read.
+    Bytes(Option<u64>, Position),
+    /// So many events, once that is known, and the time that reading has reached.
+    Events(Arc<AtomicU64>, Arc<Mutex<Option<Timestamp>>>),
 }
 
 #[derive(Debug)]
@@ -38,16 +51,21 @@ struct Last {
 }
 
 impl Progress {
-    pub(super) fn start(is_quiet: bool, total_bytes: Option<u64>, position: Position, counts: Arc<Counts>) -> Self {
-        let bar = match (io::stderr().is_terminal() && !is_quiet, total_bytes) {
-            (false, _) => ProgressBar::hidden(),
-            (true, Some(total)) => ProgressBar::new(total)
-                .with_style(style("{bar:24} {percent}% of {binary_total_bytes}, {msg}, {eta} left")),
-            (true, None) => ProgressBar::new_spinner().with_style(style("{spinner} {binary_bytes}, {msg}")),
+    pub(super) fn start(is_quiet: bool, measure: Measure, counts: Arc<Counts>) -> Self {
+        let template = match &measure {
+            Measure::Bytes(Some(_), _) => "{bar:24} {percent}% of {binary_total_bytes}, {msg}, {eta} left",
+            Measure::Bytes(None, _) => "{spinner} {binary_bytes}, {msg}",
+            Measure::Events(..) => "{bar:24} {human_pos} of {human_len} events, {msg}, {eta} left",
+        };
+        let bar = if io::stderr().is_terminal() && !is_quiet {
+            let style = ProgressStyle::with_template(template).expect("a template that is known to be right");
+            ProgressBar::new(0).with_style(style)
+        } else {
+            ProgressBar::hidden()
         };
         let start = Instant::now();
         let last = Mutex::new(Last { line: start, is_paused: false });
-        Self(Arc::new(Inner { bar, is_quiet, start, total_bytes, position, counts, last }))
+        Self(Arc::new(Inner { bar, is_quiet, start, measure, counts, last }))
     }
 
     /// Says what is wrong.
@@ -64,7 +82,7 @@ impl Progress {
 
     /// Brings it up to date.
     pub(super) fn update(&self, outbox: &Outbox) {
-        let Inner { bar, is_quiet, start, total_bytes, position, counts, last } = &*self.0;
+        let Inner { bar, is_quiet, start, measure, counts, last } = &*self.0;
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         let health = outbox.health();
         let is_paused = health.state == StateLabel::Paused;
@@ -74,20 +92,42 @@ impl Progress {
                 None => self.say("Variance takes events again"),
             }
         }
-        let (elapsed, bytes) = (start.elapsed(), position.load(Ordering::Relaxed));
-        let rate = HumanCount((counts.read() as f64 / elapsed.as_secs_f64()) as u64);
-        let message = format!("{rate} events/s, {}", counts.brief());
+        let (done, total, reached) = match measure {
+            Measure::Bytes(total, read) => {
+                let read = read.load(Ordering::Relaxed);
+                ((read as f64 * counts.part_ended()) as u64, *total, String::new())
+            }
+            Measure::Events(total, reached) => {
+                let reached = *reached.lock().unwrap_or_else(PoisonError::into_inner);
+                let reached = reached.map(|time| format!("up to {time:.0}, ")).unwrap_or_default();
+                (counts.ended(), Some(total.load(Ordering::Relaxed)), reached)
+            }
+        };
+        let message = format!("{reached}{} events/s, {}", HumanCount(self.rate()), counts.brief());
         if !bar.is_hidden() {
-            bar.set_position(bytes);
+            bar.set_length(total.unwrap_or_default());
+            bar.set_position(done);
             bar.set_message(message);
         } else if !is_quiet && last.line.elapsed() >= LINE_EVERY {
             last.line = Instant::now();
-            let left = total_bytes.filter(|total| bytes > 0 && *total >= bytes).map(|total| {
-                let left = elapsed.mul_f64((total - bytes) as f64 / bytes as f64);
-                format!(" of {}, {} left", HumanBytes(total), HumanDuration(left))
+            let left = total.filter(|total| done > 0 && *total >= done).map(|total| {
+                let left = start.elapsed().mul_f64((total - done) as f64 / done as f64);
+                format!(", {} left", HumanDuration(left))
             });
-            eprintln!("{}{}: {message}", HumanBytes(bytes), left.unwrap_or_default());
+            let total = total.filter(|total| *total > 0).map(|total| format!(" of {}", measure.amount(total)));
+            let (total, left) = (total.unwrap_or_default(), left.unwrap_or_default());
+            eprintln!("{}{total}{left}: {message}", measure.amount(done));
         }
+    }
+
+    /// Events that have ended, per second.
+    pub(super) fn rate(&self) -> u64 {
+        (self.0.counts.ended() as f64 / self.0.start.elapsed().as_secs_f64()) as u64
+    }
+
+    /// How long it has taken so far.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.0.start.elapsed()
     }
 
     pub(super) fn finish(&self) {
@@ -95,6 +135,11 @@ impl Progress {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("a template that is known to be right")
+impl Measure {
+    fn amount(&self, number: u64) -> String {
+        match self {
+            Self::Bytes(..) => HumanBytes(number).to_string(),
+            Self::Events(..) => format!("{} events", HumanCount(number)),
+        }
+    }
 }

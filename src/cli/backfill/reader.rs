@@ -1,10 +1,8 @@
-//! The thread that reads, and maps what it reads.
+//! What is read, mapped and passed on to be sent. It runs on a thread of its own.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
 
@@ -16,10 +14,11 @@ use tokio::{
 use super::{
     counts::{Counts, End},
     progress::Progress,
+    resume::Resume,
     times::Times,
 };
 use crate::{
-    cli::input::{Item, Original, Place, Position, Source},
+    cli::input::{Item, Original, Position, Source},
     mapping::{MappingSettings, NoMessage},
     outbox::{Identity, Outbox},
     posthog::Event,
@@ -35,8 +34,7 @@ const COST: usize = 1 << 10;
 /// Something that was read and has not ended.
 #[derive(Debug)]
 pub(super) struct Work {
-    /// How many events and others come before it.
-    pub(super) number: u64,
+    pub(super) next: Next,
     pub(super) place: String,
     /// How it stood in the source, if anybody wants to know.
     pub(super) original: Vec<u8>,
@@ -45,66 +43,69 @@ pub(super) struct Work {
     pub(super) _budget: OwnedSemaphorePermit,
 }
 
+/// What is read next.
+#[derive(Clone, Debug)]
+pub(super) struct Next {
+    /// How many events and others come before it.
+    pub(super) number: u64,
+    /// How to go on with it.
+    pub(super) resume: Resume,
+}
+
 /// Nobody takes any more.
 #[derive(Debug, thiserror::Error)]
 #[error("reading was stopped")]
-struct Stop;
+pub(super) struct Stop;
 
 pub(super) struct Reader {
     pub(super) mapping: MappingSettings,
     pub(super) times: Times,
-    pub(super) skip: u64,
     pub(super) keeps_originals: bool,
     pub(super) outbox: Outbox,
     pub(super) counts: Arc<Counts>,
     pub(super) progress: Progress,
     pub(super) budget: Arc<Semaphore>,
     pub(super) works: UnboundedSender<Work>,
-    pub(super) next: Arc<AtomicU64>,
+    pub(super) next: Arc<Mutex<Next>>,
     pub(super) runtime: Handle,
+    pub(super) scratch: Vec<u8>,
 }
 
 impl Reader {
-    /// Reads all sources, or until nobody takes what is read.
-    pub(super) fn read(self, sources: &[Source], position: &Position) {
-        let mut scratch = Vec::new();
+    /// Reads these files but for their first events, or until nobody takes what is read.
+    pub(super) fn files(mut self, sources: &[Source], position: &Position, skip: u64) {
         for source in sources {
-            let read = source.read(position, &mut |item| self.take(item, &mut scratch));
-            if read.is_err() {
+            if source.read(position, &mut |item| self.item(item, skip)).is_err() {
                 // Nobody takes any more.
                 return;
             }
         }
     }
 
-    fn take(&self, item: Item<'_>, scratch: &mut Vec<u8>) -> anyhow::Result<()> {
+    fn item(&mut self, item: Item<'_>, skip: u64) -> anyhow::Result<()> {
         if self.works.is_closed() {
             return Err(Stop.into());
         }
         match item {
-            Item::Event(..) | Item::Invalid(..) | Item::Note(_) if self.next.load(Ordering::Relaxed) < self.skip => {}
-            Item::Event(place, event, original) => self.event(place, event, original, scratch)?,
-            Item::Invalid(place, reason, original) => self.send(place, Err(reason.to_string()), original)?,
+            Item::Event(..) | Item::Invalid(..) | Item::Note(_) if self.next().number < skip => {}
+            Item::Event(place, event, original) => self.event(&place, event, original)?,
+            Item::Invalid(place, reason, original) => self.send(&place, Err(reason.to_string()), original)?,
             Item::Unreadable(problem) => {
-                self.counts.add_unreadable();
-                self.progress.say(&format!("error: {problem}"));
+                self.unreadable(&problem);
                 return Ok(());
             }
             Item::Note(note) => self.progress.note(&format!("note: {note}")),
         }
-        self.next.fetch_add(1, Ordering::Relaxed);
+        let mut next = self.next();
+        next.number += 1;
+        next.resume = Resume::Skip(next.number);
         Ok(())
     }
 
-    fn event(
-        &self,
-        place: Place<'_>,
-        event: &Event<'_>,
-        original: Original<'_>,
-        scratch: &mut Vec<u8>,
-    ) -> anyhow::Result<()> {
+    /// Maps an event and passes it on.
+    pub(super) fn event(&mut self, place: &dyn Display, event: &Event<'_>, original: Original<'_>) -> Result<(), Stop> {
         match self.times.include(event) {
-            Ok(true) => match self.mapping.message(event, SystemTime::now(), scratch) {
+            Ok(true) => match self.mapping.message(event, SystemTime::now(), &mut self.scratch) {
                 Ok(message) => self.send(place, Ok((self.outbox.identity(&event.key()), message)), original)?,
                 Err(NoMessage::Filtered(_)) => self.counts.add(End::Filtered),
                 Err(NoMessage::Invalid(reason)) => self.send(place, Err(reason.to_string()), original)?,
@@ -115,20 +116,30 @@ impl Reader {
         Ok(())
     }
 
-    /// Passes it on once there is memory for it.
-    fn send(
+    /// Passes on what is to be posted, or why it is invalid, once there is memory for it.
+    pub(super) fn send(
         &self,
-        place: Place<'_>,
+        place: &dyn Display,
         message: Result<(Identity, Message), String>,
         original: Original<'_>,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), Stop> {
         let original = if self.keeps_originals { original.to_line() } else { Vec::new() };
         let allocated = message.as_ref().map_or(0, |(_, message)| message.allocated());
         let cost = u32::try_from((allocated + original.len() + COST).min(BUDGET)).expect("a few MiB");
         let budget = Arc::clone(&self.budget).acquire_many_owned(cost);
         let budget = self.runtime.block_on(budget).expect("it is never closed");
-        let number = self.next.load(Ordering::Relaxed);
-        let work = Work { number, place: place.to_string(), original, message, _budget: budget };
-        self.works.send(work).map_err(|_| Stop.into())
+        let work = Work { next: self.next().clone(), place: place.to_string(), original, message, _budget: budget };
+        self.counts.add_queued();
+        self.works.send(work).map_err(|_| Stop)
+    }
+
+    /// Tells of a source that cannot be read, or not to its end.
+    pub(super) fn unreadable(&self, problem: &dyn Display) {
+        self.counts.add_unreadable();
+        self.progress.say(&format!("error: {problem}"));
+    }
+
+    pub(super) fn next(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().expect("no panic while it is held")
     }
 }

@@ -2,21 +2,39 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use super::Args;
 
-/// The same arguments, but for how many events are passed over.
-pub(super) fn command(args: &Args, skip: u64) -> String {
-    let Args { files, config, failed, rate, since, until, skip: _, quiet } = args;
-    let mut words = vec!["variance-connector".to_owned(), "backfill".to_owned(), format!("--skip {skip}")];
-    for (flag, path) in [("--config", config), ("--failed", failed)] {
+/// Where a run goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Resume {
+    /// Behind so many events of files, or ids of a log.
+    Skip(u64),
+    /// From a time on, or behind the event of that time and uuid.
+    From(Timestamp, Option<String>),
+}
+
+/// The same arguments, but for where it begins.
+pub(super) fn command(args: &Args, resume: &Resume) -> String {
+    let Args { files, from_posthog, ingested, lost, after, config, failed, rate, since, until, skip, quiet } = args;
+    let (skip, since, after) = match resume {
+        Resume::Skip(skip) => (*skip, *since, after.map(|after| after.to_string())),
+        Resume::From(since, after) => (*skip, Some(*since), after.clone()),
+    };
+    let mut words = vec!["variance-connector".to_owned(), "backfill".to_owned()];
+    words.extend(from_posthog.then(|| "--from-posthog".to_owned()));
+    words.extend((!from_posthog || skip > 0).then(|| format!("--skip {skip}")));
+    for (flag, path) in [("--lost", lost), ("--config", config), ("--failed", failed)] {
         words.extend(path.iter().map(|path| format!("{flag} {}", quoted(path))));
     }
     words.extend(rate.map(|rate| format!("--rate {rate}")));
-    for (flag, time) in [("--since", since), ("--until", until)] {
+    for (flag, time) in [("--since", since), ("--until", *until)] {
         words.extend(time.iter().map(|time| format!("{flag} {time}")));
     }
-    if *quiet {
-        words.push("--quiet".to_owned());
+    words.extend(after.map(|after| format!("--after {after}")));
+    for (flag, is_given) in [("--ingested", *ingested), ("--quiet", *quiet)] {
+        words.extend(is_given.then(|| flag.to_owned()));
     }
     if files.iter().any(|file| file.to_string_lossy().starts_with('-') && file.as_os_str() != "-") {
         words.push("--".to_owned());
@@ -37,23 +55,41 @@ fn quoted(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use clap::Parser;
 
     use super::*;
 
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn resumed(arguments: &str, resume: &Resume) -> String {
+        command(&Command::try_parse_from(arguments.split('|')).unwrap().args, resume)
+    }
+
     #[test]
-    fn everything_but_the_number_is_said_again() {
-        let args = Args {
-            files: ["a.jsonl", "it's here", "-"].map(PathBuf::from).to_vec(),
-            config: Some("c.toml".into()),
-            failed: Some("bad lines".into()),
-            rate: "100".parse().ok(),
-            since: "2026-08-20T00:00:00Z".parse().ok(),
-            until: None,
-            skip: 7,
-            quiet: true,
-        };
-        let expected = r"variance-connector backfill --skip 42 --config c.toml --failed 'bad lines' --rate 100 --since 2026-08-20T00:00:00Z --quiet a.jsonl 'it'\''s here' -";
-        assert_eq!(command(&args, 42), expected);
+    fn everything_but_where_it_begins_is_said_again() {
+        let files =
+            "backfill|--skip=7|--config=c.toml|--failed=bad lines|--rate=100|--since=2026-08-20|-q|a.jsonl|it's|-";
+        assert_eq!(
+            resumed(files, &Resume::Skip(42)),
+            r"variance-connector backfill --skip 42 --config c.toml --failed 'bad lines' --rate 100 --since 2026-08-20T00:00:00Z --quiet a.jsonl 'it'\''s' -"
+        );
+        let posthog = "backfill|--from-posthog|--ingested|--since=2026-08-20|--until=2026-08-21|--rate=5";
+        let uuid = "0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11";
+        let time = "2026-08-20T09:14:03.512345Z".parse().unwrap();
+        assert_eq!(
+            resumed(posthog, &Resume::From(time, Some(uuid.to_owned()))),
+            format!(
+                "variance-connector backfill --from-posthog --rate 5 --since 2026-08-20T09:14:03.512345Z \
+                 --until 2026-08-21T00:00:00Z --after {uuid} --ingested"
+            )
+        );
+        assert_eq!(
+            resumed("backfill|--from-posthog|--lost=a.log", &Resume::Skip(200)),
+            "variance-connector backfill --from-posthog --skip 200 --lost a.log"
+        );
     }
 }

@@ -1,12 +1,6 @@
 //! What hands events to the outbox, and waits for what becomes of them.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Display,
-    num::NonZeroU32,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Display, num::NonZeroU32, sync::Mutex, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -20,7 +14,8 @@ use super::{
     counts::{Counts, End},
     failures::Failures,
     progress::{Progress, TICK},
-    reader::Work,
+    reader::{Next, Work},
+    resume::Resume,
 };
 use crate::outbox::{HandOver, Outbox, Outcome, Refusal};
 
@@ -28,12 +23,12 @@ use crate::outbox::{HandOver, Outbox, Outcome, Refusal};
 const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// How sending ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Stopped {
     /// Everything has ended.
     AtTheEnd,
-    /// It was interrupted: everything before this number has ended.
-    Early { resume_at: u64 },
+    /// It was interrupted: everything before this has ended.
+    Early(Resume),
 }
 
 pub(super) struct Sender<'s> {
@@ -52,14 +47,14 @@ pub(super) struct Sender<'s> {
     pub(super) returned: u64,
     /// When Variance was last seen to be away.
     pub(super) last_pause: Option<Instant>,
-    /// The number of what is read next.
-    pub(super) next: &'s AtomicU64,
+    /// What is read next.
+    pub(super) next: &'s Mutex<Next>,
     /// How long what is in flight may take when it is to stop.
     pub(super) grace: Duration,
     /// When it ends, if it is to stop.
     pub(super) stop_by: Option<Instant>,
     /// Failures that could not be written.
-    pub(super) not_kept: Vec<u64>,
+    pub(super) not_kept: Vec<Next>,
 }
 
 /// An event in the outbox.
@@ -135,7 +130,7 @@ impl Sender<'_> {
     }
 
     fn hand_over(&mut self, under_way: UnderWay) {
-        let number = under_way.work.number;
+        let number = under_way.work.next.number;
         let (identity, message) = under_way.work.message.as_ref().expect("what is invalid is not handed over");
         let handed_over = self.outbox.hand_over(*identity, message);
         self.under_way.insert(number, under_way);
@@ -189,12 +184,12 @@ impl Sender<'_> {
 
     /// Notes a failure. If it cannot be kept, the next run has to begin with it.
     fn fail(&mut self, work: Work, end: End, reason: &dyn Display) {
-        let number = work.number;
+        let next = work.next.clone();
         match self.failures.add(work, reason) {
             Ok(()) => self.counts.add(end),
             Err(error) => {
                 self.progress.say(&format!("error: {error:#}"));
-                self.not_kept.push(number);
+                self.not_kept.push(next);
                 self.stop_by.get_or_insert_with(|| Instant::now() + self.grace);
             }
         }
@@ -203,10 +198,11 @@ impl Sender<'_> {
     /// Counts what has not ended.
     fn stop(mut self) -> Stopped {
         self.queue.close();
-        let queued: Vec<_> = std::iter::from_fn(|| self.queue.try_recv().ok()).map(|work| work.number).collect();
-        let left = self.under_way.into_keys().chain(queued).chain(self.not_kept);
-        let first = left.inspect(|_| self.counts.add(End::Undelivered)).min();
-        let next = self.next.load(Ordering::Relaxed);
-        Stopped::Early { resume_at: first.map_or(next, |first| first.min(next)) }
+        let queued: Vec<_> = std::iter::from_fn(|| self.queue.try_recv().ok()).map(|work| work.next).collect();
+        let held = self.under_way.into_values().map(|under_way| under_way.work.next);
+        let left = held.chain(queued).chain(self.not_kept).inspect(|_| self.counts.add(End::Undelivered));
+        let first = left.min_by_key(|next| next.number);
+        let next = self.next.lock().expect("no panic while it is held").clone();
+        Stopped::Early(first.unwrap_or(next).resume)
     }
 }

@@ -1,0 +1,478 @@
+//! `--from-posthog`: the events that PostHog still has, read through its Query API.
+
+use std::{
+    collections::{BTreeMap, HashSet, hash_map::RandomState},
+    fmt::Display,
+    hash::BuildHasher,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use indicatif::HumanCount;
+use jiff::{
+    SignedDuration, Timestamp,
+    civil::{Date, Time},
+    tz::TimeZone,
+};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+pub(super) use self::lost::Lost;
+use self::{
+    hogql::{BOUNDS_COLUMNS, By, DAY_COLUMNS, PAGE_COLUMNS, Selection, Which},
+    pages::{Key, Pages, Span, windows},
+    row::{Row, time_of},
+};
+use super::{
+    reader::{Reader, Stop},
+    resume::Resume,
+};
+use crate::{
+    backoff::Backoff,
+    cli::input::Original,
+    json::Raw,
+    posthog::{Envelope, Event},
+    query_api::{Query, QueryApi, QueryError, Reply},
+};
+
+mod hogql;
+mod lost;
+mod pages;
+mod row;
+
+/// How close to now it reads unless it is told to: events can arrive late.
+pub(super) const MARGIN: Duration = Duration::from_secs(15 * 60);
+
+/// How long a PostHog that has not answered yet may be away.
+const PATIENCE_AT_THE_START: Duration = Duration::from_secs(30);
+
+/// The pauses between queries that fail.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+
+/// After so many failures in a row of queries that cannot ask for less, it ends.
+const MAX_HOPELESS: u32 = 10;
+
+/// How many events are remembered at most, so that reading a day again sends none twice.
+const MAX_SEEN: usize = 1_500_000;
+
+/// How often a day that has grown is read again.
+const MAX_ROUNDS: usize = 3;
+
+/// How many ids of a log are asked for at once.
+const IDS_AT_ONCE: usize = 200;
+
+/// How far before the first line that names a lost event, and how far after the last, it may have happened. Each is tried
+/// in turn until all are found.
+const AROUND_LOG: [(i64, i64); 4] = [(1, 1), (8, 1), (60, 2), (730, 365)];
+
+/// What is to be read.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Everything of a time, behind an event of it if there is one.
+    Time { span: (Timestamp, Timestamp), after: Option<Uuid>, ingested: bool },
+    /// What a log names, but for the first of it.
+    Lost { lost: Lost, skip: u64 },
+}
+
+/// Why reading has ended before its end.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Stop(#[from] Stop),
+    #[error("{0}")]
+    GiveUp(String),
+}
+
+/// A query was too much for PostHog, or reading has ended.
+enum Failed {
+    TooMuch(String),
+    End(End),
+}
+
+/// A day of PostHog's table.
+#[derive(Debug, Default)]
+struct Day {
+    read: u64,
+    /// Which events they were, while there is memory for it.
+    seen: Option<HashSet<u64>>,
+}
+
+pub(super) struct FromPosthog {
+    api: QueryApi,
+    reader: Reader,
+    start: Instant,
+    has_answered: bool,
+    failures: u32,
+    /// How many failures in a row could not have asked for less.
+    hopeless: u32,
+    queries: u64,
+    days: BTreeMap<Date, Day>,
+    /// How many events are remembered.
+    seen: usize,
+    hasher: RandomState,
+    total: Arc<AtomicU64>,
+    reached: Arc<Mutex<Option<Timestamp>>>,
+}
+
+impl FromPosthog {
+    pub(super) fn new(
+        api: QueryApi,
+        reader: Reader,
+        total: Arc<AtomicU64>,
+        reached: Arc<Mutex<Option<Timestamp>>>,
+    ) -> Self {
+        Self {
+            api,
+            reader,
+            start: Instant::now(),
+            has_answered: false,
+            failures: 0,
+            hopeless: 0,
+            queries: 0,
+            days: BTreeMap::new(),
+            seen: 0,
+            hasher: RandomState::new(),
+            total,
+            reached,
+        }
+    }
+
+    /// Reads until everything is read, or nobody takes it any more. False if it has given up, and said why.
+    pub(super) fn read(mut self, task: Task) -> bool {
+        let read = match task {
+            Task::Time { span: (from, until), after, ingested } => {
+                self.time(Span::new(from, until), after, if ingested { By::CreatedAt } else { By::Timestamp })
+            }
+            Task::Lost { lost, skip } => self.lost(&lost, skip),
+        };
+        match read {
+            Ok(()) => {
+                let queries = HumanCount(self.queries);
+                self.reader.progress.note(&format!("PostHog has answered {queries} queries"));
+                true
+            }
+            Err(End::Stop(_)) => true,
+            Err(End::GiveUp(problem)) => {
+                self.reader.unreadable(&problem);
+                false
+            }
+        }
+    }
+
+    fn time(&mut self, span: Span, after: Option<Uuid>, by: By) -> Result<(), End> {
+        let mut selection = Selection { by, happened: None, which: Which::forwarded(&self.reader.mapping) };
+        if by == By::CreatedAt {
+            selection.happened = Some(self.happened(&selection, span)?);
+        }
+        let after = after.map(|uuid| Key { time: span.from, uuid: uuid.to_string() });
+        let counts = self.count(&selection, span, after.as_ref())?;
+        let total = counts.values().sum();
+        self.total.store(total, Ordering::Relaxed);
+        let again = match by {
+            By::Timestamp => "",
+            By::CreatedAt => "; what Variance has of them already comes a second time, with the same messageId",
+        };
+        self.reader.progress.note(&format!(
+            "PostHog has {} events that are forwarded, from {} up to {}{again}",
+            HumanCount(total),
+            span.from,
+            span.until
+        ));
+        let plan = windows(span, counts.iter().map(|(day, count)| (day_span(*day), *count)));
+        self.pages(&selection, Pages::new(plan, after.clone()), &mut |_| {})?;
+        self.read_grown_days(&selection, span, after.as_ref())
+    }
+
+    /// Compares what was read with PostHog's own counts, and reads again what has grown.
+    fn read_grown_days(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<(), End> {
+        for round in 0..=MAX_ROUNDS {
+            let counts = self.count(selection, span, after)?;
+            for (day, count) in counts {
+                let read = self.days.get(&day).map_or(0, |day| day.read);
+                if count <= read {
+                    continue;
+                }
+                if round == MAX_ROUNDS {
+                    let problem = format!("{day}: PostHog counts {count} events, and gave {read} of them");
+                    self.reader.unreadable(&problem);
+                    continue;
+                }
+                let again = match self.days.get(&day).is_some_and(|day| day.seen.is_none()) {
+                    true => "; its events come a second time, with the same messageId",
+                    false => "",
+                };
+                let more = count - read;
+                self.reader.progress.note(&format!("{day} has {more} more events: reading it again{again}"));
+                let day = day_span(day);
+                let day = Span { from: day.from.max(span.from), until: day.until.min(span.until) };
+                let after = after.filter(|after| after.time >= day.from).cloned();
+                if let Some(day) = self.days.get_mut(&date_of(day.from)).filter(|day| day.seen.is_none()) {
+                    day.read = 0;
+                }
+                self.pages(selection, Pages::new([day], after), &mut |_| {})?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, lost: &Lost, skip: u64) -> Result<(), End> {
+        let now = Timestamp::now();
+        let (first, last) = lost.logged.unwrap_or((now, now));
+        let mut missing = Vec::new();
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(lost.ids.len());
+        self.total.store((lost.ids.len() - skip) as u64, Ordering::Relaxed);
+        for (index, ids) in lost.ids[skip..].chunks(IDS_AT_ONCE).enumerate() {
+            self.reader.next().resume = Resume::Skip((skip + index * IDS_AT_ONCE) as u64);
+            let mut ids = ids.to_vec();
+            for (before, after) in AROUND_LOG {
+                let span = Span::new(shifted(first, -24 * before), shifted(last, 24 * after));
+                let selection = Selection { by: By::Timestamp, happened: None, which: Which::Ids(ids.clone()) };
+                let mut found = HashSet::new();
+                self.pages(&selection, Pages::new([span], None), &mut |uuid| {
+                    found.extend(Uuid::parse_str(uuid));
+                })?;
+                ids.retain(|id| !found.contains(id));
+                if ids.is_empty() {
+                    break;
+                }
+            }
+            missing.extend(ids);
+        }
+        let missing = missing.iter().map(Uuid::to_string);
+        for (ids, what) in
+            [(missing.collect(), "PostHog does not have"), (lost.others.clone(), "not an id of PostHog's:")]
+        {
+            if !ids.is_empty() {
+                self.reader.unreadable(&format!("{what} {}", ids.join(" ")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Between which times the events happened that came in within a span.
+    fn happened(&mut self, selection: &Selection, span: Span) -> Result<Span, End> {
+        let bounds = match self.ask(&selection.bounds(span), &BOUNDS_COLUMNS) {
+            Ok(reply) => reply,
+            Err(Failed::End(end)) => return Err(end),
+            Err(Failed::TooMuch(reason)) => {
+                let bounds = Span::new(shifted(span.from, -24 * 31), shifted(span.until, 24));
+                self.reader.progress.say(&format!(
+                    "warning: {reason}; so only events that happened between {} and {} are read",
+                    bounds.from, bounds.until
+                ));
+                return Ok(bounds);
+            }
+        };
+        let rows = bounds.rows().map_err(|error| End::GiveUp(error.to_string()))?;
+        let times = rows.first().map(|row| [row[1], row[2]].map(time_of));
+        match times {
+            Some([Some(first), Some(last)]) => Ok(Span::new(first, shifted(last, 1))),
+            _ => Ok(span),
+        }
+    }
+
+    /// PostHog's own counts by day.
+    fn count(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<BTreeMap<Date, u64>, End> {
+        let mut counts = BTreeMap::new();
+        let mut spans = vec![span];
+        while let Some(span) = spans.pop() {
+            let reply = match self.ask(&selection.days(span, after), &DAY_COLUMNS) {
+                Ok(reply) => reply,
+                Err(Failed::End(end)) => return Err(end),
+                Err(Failed::TooMuch(reason)) => {
+                    let Some(middle) = middle_day(span) else {
+                        self.failed(&reason)?;
+                        spans.push(span);
+                        continue;
+                    };
+                    spans.extend([Span { from: middle, ..span }, Span { until: middle, ..span }]);
+                    continue;
+                }
+            };
+            let rows = reply.rows().map_err(|error| End::GiveUp(error.to_string()))?;
+            let mut last = None;
+            for row in rows {
+                let (day, count) = (text(row[0]).parse::<Date>(), text(row[1]).parse::<u64>());
+                let (Ok(day), Ok(count)) = (day, count) else {
+                    return Err(End::GiveUp(
+                        "PostHog answered with counts of another form than was asked for".to_owned(),
+                    ));
+                };
+                counts.insert(day, count);
+                last = last.max(Some(day));
+            }
+            // There may be more days than fit into an answer.
+            if let Some(from) =
+                last.map(|day| day_span(day).until).filter(|from| *from > span.from && *from < span.until)
+            {
+                spans.push(Span { from, ..span });
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Reads all pages, and tells the uuid of each event.
+    fn pages(&mut self, selection: &Selection, mut pages: Pages, told: &mut dyn FnMut(&str)) -> Result<(), End> {
+        let is_time = matches!(selection.which, Which::Calls { .. });
+        while let Some(page) = pages.next() {
+            let reply = match self.ask(&selection.page(&page), &PAGE_COLUMNS) {
+                Ok(reply) => reply,
+                Err(Failed::TooMuch(reason)) => {
+                    if !pages.too_much() {
+                        self.failed(&reason)?;
+                    }
+                    continue;
+                }
+                Err(Failed::End(end)) => return Err(end),
+            };
+            let give_up = |error: &dyn Display| End::GiveUp(error.to_string());
+            let rows = reply.rows().map_err(|error| give_up(&error))?;
+            let rows = rows.iter().map(|row| Row::read(row, selection.by)).collect::<Result<Vec<_>, _>>();
+            let mut rows = rows.map_err(|error| give_up(&error))?;
+            let keys: Vec<_> = rows.iter().map(|row| row.key.clone()).collect();
+            let before = pages.after().clone();
+            rows.truncate(pages.took(&keys).map_err(|error| give_up(&error))?);
+            let mut previous = before.clone();
+            let mut before = before;
+            for row in rows {
+                if row.key != previous {
+                    before = std::mem::replace(&mut previous, row.key.clone());
+                }
+                if is_time {
+                    let uuid = Some(before.uuid.clone()).filter(|uuid| !uuid.is_empty());
+                    self.reader.next().resume = Resume::From(before.time, uuid);
+                    *self.reached.lock().expect("no panic while it is held") = Some(row.key.time);
+                }
+                told(&row.key.uuid);
+                self.row(&row, is_time)?;
+            }
+            if is_time {
+                let Key { time, uuid } = pages.after().clone();
+                self.reader.next().resume = Resume::From(time, Some(uuid).filter(|uuid| !uuid.is_empty()));
+            }
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, Row { key, line, problem }: &Row, is_time: bool) -> Result<(), Stop> {
+        let element = Raw::parse(line).expect("it was put together from JSON");
+        Event::decode(element, &Envelope::default(), |event| {
+            if is_time && !self.is_new(date_of(key.time), &event, &key.uuid) {
+                return Ok(());
+            }
+            let place = format!("PostHog's event {}", key.uuid);
+            let original = Original::line(line);
+            match (event, problem) {
+                (_, Some(problem)) => self.reader.send(&place, Err((*problem).to_owned()), original)?,
+                (Ok(event), None) => self.reader.event(&place, &event, original)?,
+                (Err(invalid), None) => self.reader.send(&place, Err(invalid.to_string()), original)?,
+            }
+            self.reader.next().number += 1;
+            Ok(())
+        })
+    }
+
+    /// Notes an event of a day. False if it stands twice, or was read before.
+    fn is_new<E>(&mut self, date: Date, event: &Result<Event<'_>, E>, uuid: &str) -> bool {
+        let fingerprint = match event {
+            Ok(event) => self.hasher.hash_one(event.key()),
+            Err(_) => self.hasher.hash_one(uuid),
+        };
+        let day = self.days.entry(date).or_insert_with(|| Day { read: 0, seen: Some(HashSet::new()) });
+        let is_new = day.seen.as_mut().is_none_or(|seen| seen.insert(fingerprint));
+        day.read += u64::from(is_new);
+        self.seen += usize::from(is_new && day.seen.is_some());
+        if self.seen > MAX_SEEN
+            && let Some(seen) = self.days.values_mut().find_map(|day| day.seen.take())
+        {
+            self.seen -= seen.len();
+        }
+        is_new
+    }
+
+    /// Asks until there is an answer, or none to be had.
+    fn ask(&mut self, query: &Query, columns: &[&str]) -> Result<Reply, Failed> {
+        loop {
+            if self.reader.works.is_closed() {
+                return Err(Failed::End(Stop.into()));
+            }
+            self.queries += 1;
+            let answer = self.reader.runtime.block_on(self.api.ask(query, columns));
+            let (reason, pause) = match answer {
+                Ok(reply) => {
+                    self.has_answered = true;
+                    (self.failures, self.hopeless) = (0, 0);
+                    return Ok(reply);
+                }
+                Err(QueryError::GiveUp(problem)) => return Err(Failed::End(End::GiveUp(problem))),
+                Err(QueryError::AskForLess(reason)) => {
+                    self.reader.progress.note(&format!("{reason}: asking for less at once"));
+                    self.failures += 1;
+                    if self.failures > 2 {
+                        self.wait(&reason, None).map_err(|stop| Failed::End(stop.into()))?;
+                    }
+                    return Err(Failed::TooMuch(reason));
+                }
+                Err(QueryError::NoAnswer(reason)) => {
+                    if !self.has_answered && self.start.elapsed() > PATIENCE_AT_THE_START {
+                        let problem = format!("{reason}. Is posthog.url the address of PostHog?");
+                        return Err(Failed::End(End::GiveUp(problem)));
+                    }
+                    (reason, None)
+                }
+                Err(QueryError::AskLater(reason, pause)) => (reason, pause),
+            };
+            self.failures += 1;
+            self.wait(&reason, pause).map_err(|stop| Failed::End(stop.into()))?;
+        }
+    }
+
+    /// A query failed that cannot ask for less.
+    fn failed(&mut self, reason: &str) -> Result<(), End> {
+        self.hopeless += 1;
+        match self.hopeless > MAX_HOPELESS {
+            true => Err(End::GiveUp(format!("{reason}, although no less can be asked for at once"))),
+            false => Ok(()),
+        }
+    }
+
+    fn wait(&self, reason: &str, pause: Option<Duration>) -> Result<(), Stop> {
+        let pause = pause.unwrap_or_else(|| PAUSES.equal_jitter(self.failures, &mut fastrand::Rng::new()));
+        let told = humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)));
+        self.reader.progress.note(&format!("{reason}: asking again in {told}"));
+        let closed = async { timeout(pause, self.reader.works.closed()).await };
+        match self.reader.runtime.block_on(closed) {
+            Ok(()) => Err(Stop),
+            Err(_elapsed) => Ok(()),
+        }
+    }
+}
+
+fn text(value: Raw<'_>) -> String {
+    value.as_text().map_or_else(|| value.as_str().to_owned(), |text| text.to_scalar_string().into_owned())
+}
+
+/// The midnight that is nearest to the middle of a span of several days.
+fn middle_day(span: Span) -> Option<Timestamp> {
+    let middle = shifted(span.from, span.until.duration_since(span.from).as_hours() / 2);
+    let Span { from, until } = day_span(date_of(middle));
+    [from, until].into_iter().find(|midnight| span.from < *midnight && *midnight < span.until)
+}
+
+fn shifted(time: Timestamp, hours: i64) -> Timestamp {
+    time.checked_add(SignedDuration::from_hours(hours)).unwrap_or(time)
+}
+
+fn date_of(time: Timestamp) -> Date {
+    TimeZone::UTC.to_datetime(time).date()
+}
+
+fn day_span(day: Date) -> Span {
+    let midnight = |day: Date| TimeZone::UTC.to_timestamp(day.to_datetime(Time::midnight()));
+    let from = midnight(day).unwrap_or(Timestamp::MIN);
+    let until = day.tomorrow().and_then(midnight).unwrap_or(Timestamp::MAX);
+    Span { from, until }
+}

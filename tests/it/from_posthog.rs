@@ -1,0 +1,310 @@
+//! `backfill --from-posthog` against a scripted stand-in for PostHog's Query API: what it asks, and what it makes of answers
+//! that are wrong. `tests/posthog/run` is the same with a real ClickHouse.
+
+use std::{collections::HashSet, sync::Mutex, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{
+    program::{Ended, Program},
+    variance::{Behaviour, Received, Variance},
+};
+
+const KEY: &str = "phx_the_canary_of_the_key";
+
+const PAGE: [&str; 7] =
+    ["ev_uuid", "ev_name", "ev_distinct_id", "ev_timestamp", "ev_created_at", "ev_properties", "ev_person"];
+
+/// A row of PostHog's table, as a page has it.
+fn row(number: u32) -> Value {
+    let uuid = format!("0198c4c1-6c1e-7d3a-9b54-{number:012}");
+    let time = format!("2026-08-20 09:{:02}:{:02}.000000", number / 60, number % 60);
+    json!([uuid, "e", "user", time, time, format!("{{\"n\":{number}}}"), "{\"email\":\"ada@example.com\"}"])
+}
+
+fn reply(columns: &[&str], results: &[Value]) -> Behaviour {
+    text(200, &json!({"columns": columns, "results": results, "error": null, "hasMore": false}).to_string())
+}
+
+fn text(status: u16, body: &str) -> Behaviour {
+    Behaviour::Bytes(format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes())
+}
+
+/// What a server with these rows answers. It returns three at most.
+fn answer(rows: &[Value], received: &Received) -> Behaviour {
+    let query = &received.json()["query"];
+    let text = query["query"].as_str().unwrap();
+    let value = |placeholder: &str| query["values"][placeholder.trim_matches(['{', '}'])].as_str().unwrap().to_owned();
+    let placeholder = |before: &str| text.split_once(before).map(|(_, rest)| value(&rest[..rest.find('}').unwrap()]));
+    if text.contains("ev_day") {
+        return match placeholder("timestamp >= toDateTime(").unwrap().as_str() < "2026-08-21" {
+            true => reply(&["ev_day", "ev_count"], &[json!(["2026-08-20", rows.len()])]),
+            false => reply(&["ev_day", "ev_count"], &[]),
+        };
+    }
+    let after = placeholder("OR toString(uuid) > ").unwrap_or_default();
+    let left = rows.iter().filter(|row| row[0].as_str().unwrap() > after.as_str()).take(3);
+    reply(&PAGE, &left.cloned().collect::<Vec<_>>())
+}
+
+fn program(variance: &Variance, posthog: &Variance, arguments: &[&str]) -> Program {
+    Program::new([&["backfill", "--from-posthog"], arguments].concat())
+        .to(variance)
+        .env("POSTHOG_URL", format!("http://{}", posthog.address))
+        .env("POSTHOG_PROJECT_ID", "7")
+        .env("POSTHOG_API_KEY", KEY)
+}
+
+const DAY: [&str; 4] = ["--since", "2026-08-20", "--until", "2026-08-21"];
+
+fn summary(ended: &Ended) -> &str {
+    ended.out.lines().next().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn every_event_of_a_time_is_fetched_until_a_page_is_empty() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    let rows: Vec<_> = (0..20).map(row).collect();
+    posthog.script(move |received| answer(&rows, received));
+    let ended = program(&variance, &posthog, &DAY).env("CONNECTOR_PERSON_TRAITS", "true").run().await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(summary(&ended), "20 events read = 20 delivered + 0 filtered + 0 refused + 0 invalid");
+    assert!(ended.err.contains("PostHog has 20 events that are forwarded, from 2026-08-20T00:00:00Z"), "{}", ended.err);
+    assert!(!format!("{ended:?}").contains("canary"), "{ended:?}");
+    let bodies = variance.bodies();
+    assert_eq!(variance.ids().into_iter().collect::<HashSet<_>>().len(), 20);
+    assert_eq!(bodies[0]["timestamp"].as_str().unwrap().len(), "2026-08-20T09:00:00Z".len());
+    assert_eq!(bodies[0]["context"]["traits"], json!({"email": "ada@example.com"}));
+    for received in posthog.received() {
+        assert_eq!(received.line, "POST /api/projects/7/query/ HTTP/1.1");
+        assert_eq!(received.headers["authorization"], format!("Bearer {KEY}"));
+        let body = received.json();
+        assert_eq!(body["refresh"], "force_blocking");
+        let keys: HashSet<_> = body["query"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, HashSet::from(["kind", "query", "values", "modifiers"]));
+    }
+}
+
+#[tokio::test]
+async fn what_an_older_posthog_does_not_know_is_left_out() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    posthog.script(|received| match received.json() {
+        body if body["refresh"] != true => text(400, r#"{"detail":"refresh: value could not be parsed to a boolean"}"#),
+        body if body["query"].get("modifiers").is_some() => text(400, r#"{"detail":"extra inputs are not permitted"}"#),
+        _ => answer(&[row(1)], received),
+    });
+    let ended = program(&variance, &posthog, &DAY).run().await;
+    assert_eq!((ended.code, variance.received().len()), (0, 1), "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_no_waiting_helps_ends_at_once_and_says_what_to_do() {
+    let variance = Variance::start().await;
+    let moved = "HTTP/1.1 302 X\r\nLocation: https://eu.posthog.com/login\r\nContent-Length: 0\r\n\r\n";
+    let bad_row = json!(["one value"]);
+    for (behaviour, says) in [
+        (
+            text(401, r#"{"detail":"Invalid personal API key."}"#),
+            "Invalid personal API key.. 127.0.0.1 does not know posthog.api_key",
+        ),
+        (text(403, r#"{"detail":"API key missing required scope 'query:read'"}"#), "give it query:read in Settings"),
+        (text(403, r#"{"detail":"You don't have access to the project."}"#), "has no access to project 7"),
+        (text(404, r#"{"detail":"Not found."}"#), "There is no project 7 at 127.0.0.1: posthog.project_id is"),
+        (text(429, r#"{"detail":"maximum concurrency limit: 0"}"#), "quota is used up; waiting does not help"),
+        (Behaviour::Bytes(moved.into()), "it redirects to https://eu.posthog.com; set posthog.url"),
+        (text(200, "<!DOCTYPE html><title>Log in</title>"), "something else than JSON, such as a login page"),
+        (text(200, r#"{"status":"ok"}"#), "other columns than were asked for"),
+        (reply(&["uuid"], &[]), "other columns than were asked for"),
+        (reply(&["ev_day", "ev_count"], &[bad_row]), "rows of another form than were asked for"),
+        (reply(&["ev_day", "ev_count"], &[json!(["soon", "many"])]), "counts of another form than was asked for"),
+        (text(200, r#"{"columns":[],"results":[],"error":"it broke"}"#), "PostHog could not answer: \"it broke\""),
+    ] {
+        let posthog = Variance::start().await;
+        posthog.always(behaviour);
+        let ended = program(&variance, &posthog, &DAY).run().await;
+        assert_eq!(ended.code, 1, "{ended:?}");
+        assert!(ended.err.contains(says), "{says} in {}", ended.err);
+        assert!(!format!("{ended:?}").contains("canary"), "{ended:?}");
+        assert_eq!(posthog.received().len(), 1, "{says}");
+    }
+    assert!(variance.received().is_empty());
+}
+
+#[tokio::test]
+async fn rows_that_were_not_asked_for_end_it_before_any_is_lost() {
+    let variance = Variance::start().await;
+    let mut outside = row(1);
+    outside[3] = json!("2026-08-21 00:00:00.000000");
+    for (rows, says) in [
+        (vec![row(2), row(1)], "in another order than was asked for"),
+        (vec![outside], "outside of the time that was asked for"),
+        (vec![json!([1, 2, 3, 4, 5, 6, 7])], "values of another form than was asked for"),
+    ] {
+        let posthog = Variance::start().await;
+        posthog.script(move |received| match received.json()["query"]["query"].as_str() {
+            Some(query) if query.contains("ev_day") => answer(&[row(1)], received),
+            _ => reply(&PAGE, &rows),
+        });
+        let ended = program(&variance, &posthog, &DAY).run().await;
+        assert_eq!(ended.code, 1, "{ended:?}");
+        assert!(ended.err.contains(says), "{says} in {}", ended.err);
+        assert!(ended.err.contains("To go on from here:"), "{}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn what_passes_is_waited_for_and_too_much_is_asked_for_in_pieces() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    let rows: Vec<_> = (0..9).map(row).collect();
+    let faults = Mutex::new(vec![
+        Behaviour::StatusWith(429, "Retry-After: 1\r\n".to_owned()),
+        Behaviour::Status(503),
+        Behaviour::Reset,
+        Behaviour::BytesThenClose(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"columns\":".to_vec()),
+        Behaviour::Status(504),
+        Behaviour::Status(500),
+        Behaviour::Status(512),
+    ]);
+    let count = Mutex::new(0);
+    posthog.script(move |received| {
+        let mut count = count.lock().unwrap();
+        *count += 1;
+        let fault = (*count % 2 == 0).then(|| faults.lock().unwrap().pop()).flatten();
+        fault.unwrap_or_else(|| answer(&rows, received))
+    });
+    let ended = program(&variance, &posthog, &DAY).run().await;
+    assert_eq!((ended.code, variance.ids().len()), (0, 9), "{ended:?}");
+    for says in ["PostHog answered 429", "asking again in 1s", "PostHog answered 504", "asking for less at once"] {
+        assert!(ended.err.contains(says), "{says} in {}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn a_posthog_that_goes_away_after_events_have_flowed_is_waited_for() {
+    let (variance, mut posthog) = (Variance::start().await, Variance::start().await);
+    let rows: Vec<_> = (0..9).map(row).collect();
+    posthog.script(move |received| match received.json()["query"]["query"].as_str() {
+        Some(query) if query.contains("toString(uuid) >") => {
+            Behaviour::After(Duration::from_millis(300), Box::new(answer(&rows, received)))
+        }
+        _ => answer(&rows, received),
+    });
+    let mut running = program(&variance, &posthog, &DAY).start();
+    let mut errors = running.errors();
+    variance.received_at_least(1).await;
+    posthog.vanish();
+    errors.line("PostHog cannot be reached").await;
+    posthog.come_back();
+    let ended = running.ended().await;
+    assert_eq!((ended.code, variance.ids().len()), (0, 9), "{ended:?}");
+}
+
+#[tokio::test]
+async fn an_event_whose_properties_are_no_json_costs_no_other() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    let mut bad = row(1);
+    bad[5] = json!("{\"cut\":");
+    let rows = [row(0), bad, row(2)];
+    posthog.script(move |received| answer(&rows, received));
+    let directory = tempfile::tempdir().unwrap();
+    let failed = directory.path().join("failed.jsonl");
+    let ended = program(&variance, &posthog, &[&DAY[..], &["--failed", failed.to_str().unwrap()]].concat()).run().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert_eq!(summary(&ended), "3 events read = 2 delivered + 0 filtered + 0 refused + 1 invalid");
+    let id = "0198c4c1-6c1e-7d3a-9b54-000000000001";
+    assert!(ended.err.contains(&format!("PostHog's event {id}: invalid: its `properties` are not")), "{}", ended.err);
+    let kept: Value = serde_json::from_str(&std::fs::read_to_string(&failed).unwrap()).unwrap();
+    assert_eq!((&kept["uuid"], &kept["properties"]), (&json!(id), &json!("{\"cut\":")));
+}
+
+#[tokio::test]
+async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    let future = (jiff::Timestamp::now() + Duration::from_secs(86400)).to_string();
+    let just_now = jiff::Timestamp::now().to_string();
+    for (arguments, says) in [
+        (&["--since", "2026-08-21", "--until", "2026-08-20"][..], "--since 2026-08-21T00:00:00Z is not before --until"),
+        (&["--until", &future], "is yet to come"),
+        (&["--since", &just_now], "is less than a quarter of an hour ago"),
+        (&["--since", "soon"], "it must be a date or a time"),
+        (&["a.jsonl"], "cannot be used with"),
+        (&["--after", "0198c4c1-6c1e-7d3a-9b54-000000000001"], "--since"),
+        (&["--lost", "-", "--since", "2026-08-20"], "cannot be used with"),
+    ] {
+        let ended = program(&variance, &posthog, arguments).run().await;
+        assert_eq!(ended.code, 64, "{ended:?}");
+        assert!(ended.err.contains(says), "{says} in {}", ended.err);
+    }
+    for (name, value, says) in [
+        ("POSTHOG_API_KEY", "", "posthog.api_key"),
+        ("POSTHOG_API_KEY", "phc_key_of_a_project", "this one is a project's (phc_…), which can only send events"),
+        ("POSTHOG_PROJECT_ID", "phc_x", "posthog.project_id"),
+        ("POSTHOG_PROJECT_ID", "", "posthog.project_id"),
+        ("POSTHOG_URL", "https://eu.i.posthog.com", "https://eu.posthog.com: this host takes events"),
+        ("POSTHOG_URL", "", "posthog.url"),
+    ] {
+        let ended = program(&variance, &posthog, &DAY).env(name, value).run().await;
+        assert_eq!(ended.code, 64, "{name} {value}: {ended:?}");
+        assert!(ended.err.contains(says) && !ended.err.contains("key_of_a_project"), "{says} in {}", ended.err);
+    }
+    assert!(posthog.received().is_empty());
+    let ended = Program::new(["backfill", "--ingested", "-"]).to(&variance).run().await;
+    assert_eq!(ended.code, 64, "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_named() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    let rows: Vec<_> = (0..5).map(row).collect();
+    posthog.script(move |received| {
+        let values = received.json()["query"]["values"].clone();
+        let is_asked = |row: &&Value| values.as_object().unwrap().values().any(|value| *value == row[0]);
+        // The events are older than a day before the log's line.
+        match values["v0"].as_str().unwrap() < "2026-08-20" {
+            true => answer(&rows.iter().filter(is_asked).cloned().collect::<Vec<_>>(), received),
+            false => reply(&PAGE, &[]),
+        }
+    });
+    let [a, b, unknown] = [1, 4, 9].map(|number| row(number)[0].as_str().unwrap().to_owned());
+    let line = json!({"timestamp": "2026-08-25T00:00:00Z", "message": "events are lost", "uuids": format!("{a} x {b} {unknown} {a}")});
+    let log = format!("connector-1  | INFO ready\n{line}\n\u{0}\n");
+    let ended = program(&variance, &posthog, &["--lost", "-"]).input(log).run().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    let mut ids = variance.ids();
+    ids.sort();
+    assert_eq!(ids, [a, b]);
+    assert!(ended.err.contains(&format!("PostHog does not have {unknown}\n")), "{}", ended.err);
+    assert!(ended.err.contains("not an id of PostHog's: x\n"), "{}", ended.err);
+
+    let asked = posthog.received().len();
+    let ended = program(&variance, &posthog, &["--lost", "-"]).input("INFO ready\n").run().await;
+    assert_eq!((ended.code, ended.out.as_str()), (0, "The log names no event as lost: nothing is lost.\n"));
+    let ended = program(&variance, &posthog, &["--lost", "no/such/log"]).run().await;
+    assert!(ended.code == 1 && ended.err.contains("no/such/log: No such file"), "{ended:?}");
+    assert_eq!(posthog.received().len(), asked);
+}
+
+#[tokio::test]
+async fn check_tries_the_key_with_one_row_and_says_what_the_answer_means() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    let check = |arguments: &[&str]| {
+        let program = Program::new([&["check"], arguments].concat()).to(&variance);
+        program.env("POSTHOG_URL", format!("http://{}", posthog.address)).env("POSTHOG_PROJECT_ID", "7")
+    };
+    let ended = check(&[]).env("POSTHOG_API_KEY", KEY).run().await;
+    assert!(ended.code == 0 && ended.out.contains("posthog.project_id") && posthog.received().is_empty(), "{ended:?}");
+    let ended = check(&[]).run().await;
+    assert!(ended.code == 0 && ended.out.contains("warning: posthog.api_key"), "{ended:?}");
+    let ended = check(&["--posthog"]).run().await;
+    assert!(ended.code == 64 && ended.err.contains("posthog.api_key"), "{ended:?}");
+    posthog.always(reply(&["ev_name"], &[json!(["e"])]));
+    let ended = check(&["--posthog"]).env("POSTHOG_API_KEY", KEY).run().await;
+    assert!(ended.code == 0 && ended.out.ends_with("PostHog answers: project 7 has events\n"), "{ended:?}");
+    assert!(posthog.received()[0].json()["query"]["query"].as_str().unwrap().ends_with("LIMIT 1"));
+    posthog.always(text(401, "{}"));
+    let ended = check(&["--posthog", "--format", "json"]).env("POSTHOG_API_KEY", KEY).run().await;
+    let report: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!((ended.code, &report["posthog"]["works"]), (1, &json!(false)));
+    assert!(!format!("{ended:?}").contains("canary"), "{ended:?}");
+    assert!(variance.received().is_empty());
+}

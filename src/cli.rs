@@ -57,7 +57,8 @@ enum Command {
     /// Ask the running service whether it is alive.
     #[command(after_long_help = Part::Listen.help())]
     Healthcheck(ask::Args),
-    /// Show how the running service is: Variance's state, events, rates, what is held, what was lost.
+    /// Show on one screen how the running service is.
+    #[command(after_long_help = Part::Listen.help())]
     Status(status::Args),
     /// Print the completions for a shell.
     Completions(completions::Args),

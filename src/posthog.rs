@@ -6,11 +6,13 @@
 use std::borrow::Cow;
 
 pub use self::{
+    api_key::ApiKeyWalk,
     event_id::{EventId, MAX_UUID_BYTES},
     time::{Time, is_rfc3339},
 };
 use crate::json::{ObjectText, Raw, Scanner, SyntaxError, Text};
 
+mod api_key;
 mod event_id;
 mod time;
 

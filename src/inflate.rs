@@ -50,7 +50,7 @@ pub enum InflateError {
 }
 
 impl Encoding {
-    /// The encoding that the headers name; nothing if the body is as it is.
+    /// The encoding that the headers name; nothing if they name none.
     ///
     /// # Errors
     /// When it is another one, or several on top of each other.
@@ -72,6 +72,12 @@ impl Encoding {
         Ok(encoding)
     }
 
+    /// The encoding that the body's first bytes show (RFC 1952, section 2.3.1), which no JSON begins with: some senders
+    /// pack a body and do not say so.
+    pub fn of_content(body: &[u8]) -> Option<Self> {
+        body.starts_with(&[0x1f, 0x8b]).then_some(Self::Gzip)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
@@ -91,34 +97,89 @@ pub fn inflate(
     encoding: Encoding,
     compressed: &[u8],
     limit: usize,
-    grow: impl FnMut(usize) -> Result<(), NoRoom>,
+    mut grow: impl FnMut(usize) -> Result<(), NoRoom>,
 ) -> Result<Vec<u8>, InflateError> {
-    // A zlib header names method 8 and is a multiple of 31 (RFC 1950, section 2.2). A bare stream that begins so would
-    // begin with a stored block whose padding is not zero, which no compressor writes.
-    let is_zlib = matches!(compressed, [method, flags, ..]
-        if method & 0x0f == 8 && u16::from_be_bytes([*method, *flags]).is_multiple_of(31));
-    let fill = |decoder: &mut dyn Read| fill(decoder, encoding, compressed.len(), limit, grow);
-    let (unpacked, rest) = match encoding {
-        Encoding::Gzip => {
-            let mut decoder = Members { member: GzDecoder::new(compressed), left: MAX_MEMBERS };
-            (fill(&mut decoder), decoder.member.into_inner())
+    let corrupt = |_: io::Error| InflateError::Corrupt(encoding);
+    let mut unpacker = Unpacker::new(encoding, compressed);
+    let mut unpacked = Vec::new();
+    let mut taken = 0;
+    while taken < limit {
+        // It begins with a guess at how JSON of that size unpacks, and doubles.
+        let step = taken.max(compressed.len().saturating_mul(4)).max(MIN_STEP).min(limit - taken);
+        grow(step)?;
+        taken += step;
+        let space = taken - unpacked.len();
+        unpacked.reserve_exact(space);
+        // With as much space as it may read, `read_to_end` takes no memory by itself.
+        if (&mut unpacker).take(space as u64).read_to_end(&mut unpacked).map_err(corrupt)? < space {
+            return Ok(unpacked);
         }
-        Encoding::Deflate if is_zlib => {
-            let mut decoder = ZlibDecoder::new(compressed);
-            (fill(&mut decoder), decoder.into_inner())
-        }
-        Encoding::Deflate => {
-            let mut decoder = DeflateDecoder::new(compressed);
-            (fill(&mut decoder), decoder.into_inner())
-        }
-    };
-    match (unpacked, rest) {
-        (Ok(_), [_, ..]) => Err(InflateError::Corrupt(encoding)),
-        (unpacked, _) => unpacked,
+    }
+    match unpacker.read(&mut [0]).map_err(corrupt)? {
+        0 => Ok(unpacked),
+        _ => Err(InflateError::TooLarge),
     }
 }
 
-/// The members of a gzip body, one after the other.
+/// Unpacks `compressed` to at most `limit` bytes without keeping them: each piece is shown as it comes.
+///
+/// # Errors
+/// See [`InflateError`]; it never lacks room.
+pub fn inflate_in_pieces(
+    encoding: Encoding,
+    compressed: &[u8],
+    limit: usize,
+    mut show: impl FnMut(&[u8]),
+) -> Result<(), InflateError> {
+    let mut unpacker = Unpacker::new(encoding, compressed);
+    let (mut piece, mut total) = (vec![0; 4 * MIN_STEP], 0);
+    loop {
+        let len = unpacker.read(&mut piece).map_err(|_| InflateError::Corrupt(encoding))?;
+        total += len;
+        match len {
+            0 => return Ok(()),
+            _ if total > limit => return Err(InflateError::TooLarge),
+            _ => show(&piece[..len]),
+        }
+    }
+}
+
+/// What is in a compressed body, to the end of which there must be nothing else.
+enum Unpacker<'a> {
+    Gzip(Members<'a>),
+    Zlib(ZlibDecoder<&'a [u8]>),
+    Bare(DeflateDecoder<&'a [u8]>),
+}
+
+impl<'a> Unpacker<'a> {
+    fn new(encoding: Encoding, compressed: &'a [u8]) -> Self {
+        // A zlib header names method 8 and is a multiple of 31 (RFC 1950, section 2.2). A bare stream that begins so
+        // would begin with a stored block whose padding is not zero, which no compressor writes.
+        let is_zlib = matches!(compressed, [method, flags, ..]
+            if method & 0x0f == 8 && u16::from_be_bytes([*method, *flags]).is_multiple_of(31));
+        match encoding {
+            Encoding::Gzip => Self::Gzip(Members { member: GzDecoder::new(compressed), left: MAX_MEMBERS }),
+            Encoding::Deflate if is_zlib => Self::Zlib(ZlibDecoder::new(compressed)),
+            Encoding::Deflate => Self::Bare(DeflateDecoder::new(compressed)),
+        }
+    }
+}
+
+impl Read for Unpacker<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (read, rest) = match self {
+            Self::Gzip(members) => return members.read(buffer),
+            Self::Zlib(decoder) => (decoder.read(buffer)?, *decoder.get_ref()),
+            Self::Bare(decoder) => (decoder.read(buffer)?, *decoder.get_ref()),
+        };
+        match (read, rest) {
+            (0, [_, ..]) => Err(io::ErrorKind::InvalidData.into()),
+            (read, _) => Ok(read),
+        }
+    }
+}
+
+/// The members of a gzip body, one after the other, and the zeros or line ends that some writers put behind them.
 struct Members<'a> {
     member: GzDecoder<&'a [u8]>,
     left: usize,
@@ -129,40 +190,12 @@ impl Read for Members<'_> {
         loop {
             let read = self.member.read(buffer)?;
             let rest = *self.member.get_ref();
-            if read > 0 || rest.is_empty() {
+            if read > 0 || rest.iter().all(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
                 return Ok(read);
             }
             self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
             self.member = GzDecoder::new(rest);
         }
-    }
-}
-
-/// Reads to the end, into memory that begins with a guess at how JSON of that size unpacks, and doubles.
-fn fill(
-    decoder: &mut dyn Read,
-    encoding: Encoding,
-    compressed_len: usize,
-    limit: usize,
-    mut grow: impl FnMut(usize) -> Result<(), NoRoom>,
-) -> Result<Vec<u8>, InflateError> {
-    let corrupt = |_: io::Error| InflateError::Corrupt(encoding);
-    let mut unpacked = Vec::new();
-    let mut taken = 0;
-    while taken < limit {
-        let step = taken.max(compressed_len.saturating_mul(4)).max(MIN_STEP).min(limit - taken);
-        grow(step)?;
-        taken += step;
-        let space = taken - unpacked.len();
-        unpacked.reserve_exact(space);
-        // With as much space as it may read, `read_to_end` takes no memory by itself.
-        if decoder.take(space as u64).read_to_end(&mut unpacked).map_err(corrupt)? < space {
-            return Ok(unpacked);
-        }
-    }
-    match decoder.read(&mut [0]).map_err(corrupt)? {
-        0 => Ok(unpacked),
-        _ => Err(InflateError::TooLarge),
     }
 }
 
@@ -209,6 +242,9 @@ mod tests {
             Ok(())
         });
         assert!(taken <= limit);
+        let mut in_pieces = Vec::new();
+        let shown = inflate_in_pieces(encoding, compressed, limit, |piece| in_pieces.extend_from_slice(piece));
+        assert_eq!(shown.map(|()| in_pieces), unpacked);
         if let Ok(unpacked) = &unpacked {
             assert!(unpacked.capacity() <= taken, "{} bytes were not announced", unpacked.capacity() - taken);
         }
@@ -256,9 +292,13 @@ mod tests {
             }
             let whole = pack(&large);
             assert_eq!(unpack(encoding, &whole[..whole.len() / 2], LIMIT).0, corrupt, "{encoding:?} cut in half");
-            for rest in [&b"\0"[..], b"garbage", &[0; 4096]] {
+            for rest in [&b"\0"[..], b"\r\n", &[0; 4096], b"\0garbage", b"garbage", b" "] {
                 let longer = [&whole, rest].concat();
-                assert_eq!(unpack(encoding, &longer, LIMIT).0, corrupt, "{encoding:?} and {} more", rest.len());
+                let expected = match encoding {
+                    Encoding::Gzip if rest.iter().all(|byte| b"\0\r\n".contains(byte)) => Ok(large.clone()),
+                    Encoding::Gzip | Encoding::Deflate => corrupt.clone(),
+                };
+                assert_eq!(unpack(encoding, &longer, LIMIT).0, expected, "{encoding:?} and {rest:?}");
             }
             for garbage in [&b""[..], b"{\"event\":\"plain\"}", b"\x1f", b"\x1f\x8b", b"\xff\xff\xff\xff", b"\x78\x9c"]
             {
@@ -316,6 +356,19 @@ mod tests {
         });
         assert_eq!(unpacked, Err(InflateError::NoRoom(NoRoom)));
         assert!(budget < 100_000, "the first steps fitted");
+    }
+
+    #[test]
+    fn gzip_shows_by_its_first_bytes() {
+        for (body, encoding) in [
+            (gzip(b"{}"), Some(Encoding::Gzip)),
+            (zlib(b"{}"), None),
+            (b"{}".to_vec(), None),
+            (b"\x1f".to_vec(), None),
+            (Vec::new(), None),
+        ] {
+            assert_eq!(Encoding::of_content(&body), encoding, "{body:?}");
+        }
     }
 
     #[test]

@@ -53,10 +53,9 @@ pub(super) struct Account<'m> {
 }
 
 impl Element {
-    /// The memory that these take.
-    pub(super) fn allocated(elements: &Vec<Self>) -> usize {
-        let events = elements.iter().filter_map(|element| element.event.as_ref());
-        elements.capacity() * size_of::<Self>() + events.map(|event| event.message.allocated()).sum::<usize>()
+    /// The memory that it takes, with its share of a list that grows by doubling.
+    pub(super) fn allocated(&self) -> usize {
+        2 * size_of::<Self>() + self.event.as_ref().map_or(0, |event| event.message.allocated())
     }
 
     fn uuid(&self) -> Option<&str> {

@@ -1,13 +1,28 @@
 //! Connections, and what one may cost: how many there are, how long they may be silent, and what they read ahead.
+//!
+//! When there are as many as there may be, the one that has been idle longest is closed for a new one. Idle is which has no
+//! request of a sender that is known: so neither strangers nor what known senders keep open can keep anybody out.
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{Instant, sleep},
+    io::{AsyncRead, ReadBuf, join},
+    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,17 +40,56 @@ const MAX_BUFFER: usize = 16 << 10;
 #[cfg(target_os = "linux")]
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a sender that has closed its side still gets a reply. One that is gone looks the same, and what is kept for it
+/// is kept for that long.
+const HALF_CLOSED_FOR: Duration = Duration::from_secs(5);
+
+/// How long after the sender's end its body may take to be read here.
+const END_OF_BODY_FOR: Duration = Duration::from_secs(1);
+
 /// All connections of a server.
 pub(super) struct Connections {
     head_timeout: Duration,
     tracker: TaskTracker,
     ending: CancellationToken,
+    idle: Arc<Idle>,
 }
+
+/// The connections that may be closed for a new one.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    seats: Mutex<Seats>,
+    /// There is one more.
+    more: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Seats {
+    last: u64,
+    /// By when they became idle.
+    by_age: BTreeMap<u64, CancellationToken>,
+}
+
+/// The place of one connection.
+#[derive(Debug)]
+pub(super) struct Seat {
+    idle: Arc<Idle>,
+    /// Ends the connection.
+    close: CancellationToken,
+    /// Its place among the idle; zero while it has none.
+    since: AtomicU64,
+    /// A request has come in whole and is not answered yet.
+    is_owed_reply: AtomicBool,
+}
+
+/// A connection that is not closed for another as long as this is there.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Seat>);
 
 impl Connections {
     /// None yet.
     pub(super) fn new(head_timeout: Duration) -> Self {
-        Self { head_timeout, tracker: TaskTracker::new(), ending: CancellationToken::new() }
+        Self { head_timeout, tracker: TaskTracker::new(), ending: CancellationToken::new(), idle: Arc::default() }
     }
 
     /// Accepts connections and serves each in a task of its own, for ever.
@@ -43,7 +97,6 @@ impl Connections {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let failures = Repeated::default();
         loop {
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -55,14 +108,29 @@ impl Connections {
                     continue;
                 }
             };
+            let permit = self.make_room(&permits).await;
             let (routes, ending, metrics) = (Arc::clone(&routes), self.ending.clone(), metrics.clone());
-            let head_timeout = self.head_timeout;
+            let (head_timeout, seat) = (self.head_timeout, Seat::new(&self.idle));
             self.tracker.spawn(async move {
                 metrics.connections().inc();
-                connection(stream, routes, head_timeout, ending).await;
+                connection(stream, &routes, head_timeout, &seat, ending).await;
                 metrics.connections().dec();
                 drop(permit);
             });
+        }
+    }
+
+    /// Waits for there to be fewer connections than there may be, and closes an idle one for that.
+    async fn make_room(&self, permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+        let mut permit = pin!(Arc::clone(permits).acquire_owned());
+        loop {
+            if permits.available_permits() == 0 && self.idle.close_longest() {
+                return permit.await.expect("it is never closed");
+            }
+            tokio::select! {
+                permit = &mut permit => return permit.expect("it is never closed"),
+                () = self.idle.more.notified() => {}
+            }
         }
     }
 
@@ -74,17 +142,93 @@ impl Connections {
     }
 }
 
-async fn connection(stream: TcpStream, routes: Arc<Routes>, head_timeout: Duration, ending: CancellationToken) {
+impl Idle {
+    /// Closes the connection that has been idle longest. False if there is none.
+    fn close_longest(&self) -> bool {
+        let longest = self.lock().by_age.pop_first();
+        longest.inspect(|(_, close)| close.cancel()).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().expect("no panic while it is held")
+    }
+}
+
+impl Seat {
+    pub(super) fn new(idle: &Arc<Idle>) -> Arc<Self> {
+        let seat = Self {
+            idle: Arc::clone(idle),
+            close: CancellationToken::new(),
+            since: AtomicU64::new(0),
+            is_owed_reply: AtomicBool::new(false),
+        };
+        seat.rest();
+        Arc::new(seat)
+    }
+
+    /// The request has come in whole. Even if its sender closes its side now, it is owed a reply.
+    pub(super) fn owe_reply(&self) {
+        self.is_owed_reply.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps the connection: its sender is known, and waits for a reply.
+    pub(super) fn keep(self: &Arc<Self>) -> Busy {
+        self.leave();
+        Busy(Arc::clone(self))
+    }
+
+    fn rest(&self) {
+        let mut seats = self.idle.lock();
+        seats.last += 1;
+        let since = seats.last;
+        seats.by_age.insert(since, self.close.clone());
+        self.since.store(since, Ordering::Relaxed);
+        self.idle.more.notify_one();
+    }
+
+    fn leave(&self) {
+        self.idle.lock().by_age.remove(&self.since.swap(0, Ordering::Relaxed));
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.rest();
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    routes: &Routes,
+    head_timeout: Duration,
+    seat: &Arc<Seat>,
+    ending: CancellationToken,
+) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "a connection ended at once");
         return;
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_BUFFER);
-    let answer = service_fn(|request| async { Ok::<_, Infallible>(routes.answer(request).await) });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), answer));
+    let answer = service_fn(async |request| {
+        let reply = routes.answer(request, seat).await;
+        seat.is_owed_reply.store(false, Ordering::Relaxed);
+        Ok::<_, Infallible>(reply)
+    });
+    let (reading, writing) = stream.into_split();
+    let reading = Reading { stream: reading, seat: Arc::clone(seat), end: None };
+    let mut connection = pin!(http.serve_connection(TokioIo::new(join(reading, writing)), answer));
     let result = tokio::select! {
+        // First what is to be written: a connection is closed for another only after that.
+        biased;
         result = connection.as_mut() => result,
+        () = seat.close.cancelled() => Ok(()),
         () = ending.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -92,6 +236,47 @@ async fn connection(stream: TcpStream, routes: Arc<Routes>, head_timeout: Durati
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// What a sender writes. That it writes no more ends a request whose body is whole only after a while: the sender may have
+/// closed just its own side, and wait for the reply.
+struct Reading {
+    stream: OwnedReadHalf,
+    seat: Arc<Seat>,
+    end: Option<End>,
+}
+
+/// An end that has come and is yet to be passed on.
+struct End {
+    due: Pin<Box<Sleep>>,
+    /// The body was whole.
+    was_owed_reply: bool,
+}
+
+impl AsyncRead for Reading {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.end.is_none() {
+            let before = buffer.remaining();
+            ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+            if buffer.remaining() < before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let is_owed_reply = self.seat.is_owed_reply.load(Ordering::Relaxed);
+        let end = self.end.get_or_insert_with(|| End { due: Box::pin(sleep(END_OF_BODY_FOR)), was_owed_reply: false });
+        if is_owed_reply && !end.was_owed_reply {
+            end.was_owed_reply = true;
+            end.due.as_mut().reset(Instant::now() + HALF_CLOSED_FOR);
+        }
+        if is_owed_reply || !end.was_owed_reply {
+            ready!(end.due.as_mut().poll(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,35 +1,78 @@
 //! The memory that bodies may take, and what is made of them.
+//!
+//! Each byte is charged to the route when it is there. Those of senders who are not known yet are charged to the strangers
+//! as well, who have less: whatever they send, the known find room. Among strangers the one that began first makes room
+//! for the others, so that one that hangs, or ever so many, keep nobody out.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
+use super::connections::{Busy, Seat};
 use crate::inflate::NoRoom;
 
-/// The least memory for the bodies of a route. What is made of a body can take more than the body, and if that had no
-/// room even by itself, it never would.
+/// What a route needs beside its bodies: what is made of a body can take more than that, and if there were no room for it
+/// even by itself, there never would be.
+const BESIDE_BODIES: usize = 4 << 20;
+
+/// The least memory for the bodies of a route, for the same reason.
 const MIN_OF_ROUTE: usize = 8 << 20;
 
-/// Bytes that bodies may take together.
+/// Bytes that the bodies of a route may take together, with what is made of them.
 #[derive(Clone, Debug)]
 pub(super) struct Memory(Arc<Semaphore>);
 
-/// Bytes that one body takes; dropping it gives them back.
+/// Bytes that the bodies of all senders may take together who are not known yet.
+#[derive(Clone, Debug)]
+pub(super) struct Strangers(Arc<Mutex<Bodies>>);
+
+#[derive(Debug)]
+struct Bodies {
+    room: usize,
+    began: u64,
+    /// By when they began.
+    bodies: BTreeMap<u64, StrangersBody>,
+}
+
+#[derive(Debug)]
+struct StrangersBody {
+    bytes: usize,
+    /// Tells it to make room; nothing while it cannot.
+    gives_way: Option<CancellationToken>,
+}
+
+/// What one body takes; dropping it gives that back.
 #[derive(Debug)]
 pub(super) struct Charge {
     route: OwnedSemaphorePermit,
-    /// The same bytes again, until it is known who sent them.
-    unproven: Option<OwnedSemaphorePermit>,
+    sender: Sender,
+}
+
+#[derive(Debug)]
+enum Sender {
+    Stranger {
+        strangers: Strangers,
+        began: u64,
+        gives_way: CancellationToken,
+    },
+    /// Its connection is kept until it is answered.
+    Known {
+        _busy: Busy,
+    },
 }
 
 impl Memory {
-    pub(super) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes)))
-    }
-
     /// What a route needs where a body may have that many bytes.
     pub(super) fn of_route(max_body: usize) -> Self {
-        Self::new((2 * max_body).max(MIN_OF_ROUTE))
+        Self::new((2 * max_body + BESIDE_BODIES).max(MIN_OF_ROUTE))
+    }
+
+    fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes)))
     }
 
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, NoRoom> {
@@ -38,11 +81,52 @@ impl Memory {
     }
 }
 
+impl Strangers {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self(Arc::new(Mutex::new(Bodies { room: bytes, began: 0, bodies: BTreeMap::new() })))
+    }
+
+    fn begin(&self) -> Sender {
+        let gives_way = CancellationToken::new();
+        let mut strangers = self.lock();
+        strangers.began += 1;
+        let began = strangers.began;
+        strangers.bodies.insert(began, StrangersBody { bytes: 0, gives_way: Some(gives_way.clone()) });
+        Sender::Stranger { strangers: self.clone(), began, gives_way }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bodies> {
+        self.0.lock().expect("no panic while it is held")
+    }
+}
+
+impl Bodies {
+    /// Takes more for the body that began then. Those that began first make room for it, up to itself.
+    fn grow(&mut self, began: u64, bytes: usize) -> Result<(), NoRoom> {
+        while self.room < bytes {
+            let first = self.bodies.iter().find(|(_, body)| body.gives_way.is_some());
+            let first = first.map(|(first, _)| *first).filter(|first| *first != began).ok_or(NoRoom)?;
+            self.remove(first);
+        }
+        self.bodies.get_mut(&began).ok_or(NoRoom)?.bytes += bytes;
+        self.room -= bytes;
+        Ok(())
+    }
+
+    fn remove(&mut self, began: u64) {
+        if let Some(StrangersBody { bytes, gives_way }) = self.bodies.remove(&began) {
+            self.room += bytes;
+            if let Some(gives_way) = gives_way {
+                gives_way.cancel();
+            }
+        }
+    }
+}
+
 impl Charge {
-    /// Nothing yet, to grow within the memory of a route, and within that of unproven senders.
-    pub(super) fn new(route: &Memory, unproven: &Memory) -> Self {
-        let nothing = |memory: &Memory| memory.take(0).expect("there is always room for nothing");
-        Self { route: nothing(route), unproven: Some(nothing(unproven)) }
+    /// Nothing yet, to grow within the memory of a route and within that of strangers.
+    pub(super) fn new(route: &Memory, strangers: &Strangers) -> Self {
+        Self { route: route.take(0).expect("there is always room for nothing"), sender: strangers.begin() }
     }
 
     /// Takes more.
@@ -50,54 +134,98 @@ impl Charge {
     /// # Errors
     /// When there is no room for that. Nothing is taken then.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        let more = |permit: &OwnedSemaphorePermit| Memory(Arc::clone(permit.semaphore())).take(bytes);
-        let of_route = more(&self.route)?;
-        if let Some(unproven) = &mut self.unproven {
-            unproven.merge(more(unproven)?);
+        let more = Memory(Arc::clone(self.route.semaphore())).take(bytes)?;
+        if let Sender::Stranger { strangers, began, .. } = &self.sender {
+            strangers.lock().grow(*began, bytes)?;
         }
-        self.route.merge(of_route);
+        self.route.merge(more);
         Ok(())
     }
 
-    /// Takes more or gives some back, so that it is `bytes` in all.
-    ///
-    /// # Errors
-    /// As [`Charge::grow`].
-    pub(super) fn change_to(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        let Some(less) = self.route.num_permits().checked_sub(bytes) else {
-            return self.grow(bytes - self.route.num_permits());
-        };
-        let given_back = [self.route.split(less), self.unproven.as_mut().and_then(|unproven| unproven.split(less))];
-        drop(given_back);
-        Ok(())
+    /// Gives back what is over `bytes`.
+    pub(super) fn shrink_to(&mut self, bytes: usize) {
+        drop(self.route.split(self.route.num_permits().saturating_sub(bytes)));
     }
 
-    /// The sender is proven now: the body no longer counts among those of strangers.
-    pub(super) fn prove(&mut self) {
-        self.unproven = None;
+    /// The sender is proven now: its body is no stranger's, and its connection is kept until it is answered.
+    pub(super) fn prove(&mut self, seat: &Arc<Seat>) {
+        self.sender = Sender::Known { _busy: seat.keep() };
+    }
+
+    /// From here on the body does not give way to others: it is in use.
+    pub(super) fn stay(&self) {
+        if let Sender::Stranger { strangers, began, .. } = &self.sender
+            && let Some(body) = strangers.lock().bodies.get_mut(began)
+        {
+            body.gives_way = None;
+        }
+    }
+
+    /// Waits until the body has to give way to others.
+    pub(super) async fn given_way(&self) {
+        match &self.sender {
+            Sender::Stranger { gives_way, .. } => gives_way.cancelled().await,
+            Sender::Known { .. } => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if let Self::Stranger { strangers, began, .. } = self {
+            strangers.lock().remove(*began);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::connections::Idle;
+
+    fn room(memory: &Memory) -> usize {
+        memory.0.available_permits()
+    }
 
     #[test]
     fn a_charge_takes_from_both_memories_or_from_none_and_gives_all_back() {
-        let (small, large) = (Memory::new(10), Memory::new(100));
-        let room = |memory: &Memory| memory.0.available_permits();
-        let mut charge = Charge::new(&large, &small);
+        let (route, strangers) = (Memory::new(100), Strangers::new(10));
+        let rooms = || (room(&route), strangers.lock().room);
+        let mut charge = Charge::new(&route, &strangers);
         assert_eq!(charge.grow(8), Ok(()));
         assert_eq!(charge.grow(3), Err(NoRoom));
-        assert_eq!((room(&large), room(&small)), (92, 2));
-        charge.prove();
-        assert_eq!((room(&large), room(&small)), (92, 10));
+        assert_eq!(rooms(), (92, 2));
+        charge.prove(&Seat::new(&Arc::<Idle>::default()));
+        assert_eq!(rooms(), (92, 10));
         assert_eq!(charge.grow(92), Ok(()));
-        assert_eq!((charge.change_to(3), room(&large)), (Ok(()), 97));
-        assert_eq!((charge.change_to(101), room(&large)), (Err(NoRoom), 97));
-        assert_eq!((charge.change_to(100), room(&large)), (Ok(()), 0));
+        assert_eq!(charge.grow(1), Err(NoRoom));
+        charge.shrink_to(3);
+        charge.shrink_to(4);
+        assert_eq!(rooms(), (97, 10));
         assert_eq!(charge.grow(usize::MAX), Err(NoRoom));
         drop(charge);
-        assert_eq!((room(&large), room(&small)), (100, 10));
+        assert_eq!(rooms(), (100, 10));
+    }
+
+    #[test]
+    fn of_strangers_bodies_the_one_that_began_first_makes_room() {
+        let (route, strangers) = (Memory::new(100), Strangers::new(10));
+        let began = || Charge::new(&route, &strangers);
+        let gives_way = |charge: &Charge| match &charge.sender {
+            Sender::Stranger { gives_way, .. } => gives_way.is_cancelled(),
+            Sender::Known { .. } => unreachable!(),
+        };
+        let [mut first, mut second, mut third, mut fourth] = [began(), began(), began(), began()];
+        assert_eq!([first.grow(4), second.grow(4), third.grow(5)], [Ok(()); 3]);
+        assert_eq!([&first, &second, &third].map(gives_way), [true, false, false]);
+        assert_eq!(first.grow(1), Err(NoRoom), "it has given way");
+        // What is in use stays.
+        second.stay();
+        assert_eq!(fourth.grow(2), Ok(()));
+        assert_eq!([&second, &third].map(gives_way), [false, true]);
+        assert_eq!(fourth.grow(5), Err(NoRoom), "one does not make room for itself");
+        assert_eq!(fourth.grow(4), Ok(()));
+        drop([second, fourth, first, third]);
+        assert_eq!((room(&route), strangers.lock().room), (100, 10));
     }
 }

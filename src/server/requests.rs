@@ -1,5 +1,15 @@
 //! A request with events, from its head to its reply: its sender is authenticated, its body is read, unpacked and decoded,
 //! its events are handed over, and the reply tells what became of them.
+//!
+//! The order is headers, bytes, proof, work. What a sender without a credential can cost at most:
+//!
+//! * Where the headers decide ([`Proof`] or an early reply): those, and what still comes of the body, thrown away for
+//!   [`DISCARD_FOR`].
+//! * Where the body may decide: its bytes as they arrive, charged to the route and to [`Strangers`], within
+//!   `server.max_body` and [`BODY_TIMEOUT`]. For a signature an HMAC for each secret; for an `api_key` one walk. Up to
+//!   [`LARGE`] this is done at once. Beyond that, and for what is packed, it is done one body at a time in a thread that
+//!   known senders never wait for; unpacked bytes go by in small pieces.
+//! * Its connection, until there are too many and it is the one that has been idle longest.
 
 use std::{
     sync::Arc,
@@ -21,16 +31,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Server,
     account::{Account, Element, Event, Fate},
-    memory::{Charge, Memory},
+    connections::Seat,
+    memory::{Charge, Memory, Strangers},
     reply::Reply,
 };
 use crate::{
     auth::{Denied, Proof},
-    inflate::{self, Encoding, InflateError, NoRoom, Unsupported},
+    inflate::{Encoding, InflateError, NoRoom, Unsupported, inflate, inflate_in_pieces},
     mapping::NoMessage,
     metrics::{OutcomeLabel, RouteLabel},
     outbox::HandOver,
-    posthog,
+    posthog::{self, ApiKeyWalk},
     repeated::Repeated,
 };
 
@@ -51,7 +62,7 @@ const SCRATCH: usize = 4 << 10;
 const LARGE: usize = 256 << 10;
 
 /// The same for one that is packed, which can become a thousand times as large.
-const LARGE_PACKED: usize = 4 << 10;
+const LARGE_PACKED: usize = 1 << 10;
 
 /// What every request with events needs.
 #[derive(Debug)]
@@ -59,9 +70,10 @@ pub(super) struct Requests {
     server: Arc<Server>,
     pub(super) webhook: Route,
     pub(super) batch: Route,
-    /// For all bodies together that are read to find out who sent them.
-    unproven: Memory,
-    /// For the one large body that is being decoded: what is made of it is charged only when it is whole.
+    strangers: Strangers,
+    /// For the one large body whose sender is being found out.
+    large_bodies_of_strangers: Arc<Semaphore>,
+    /// For the one large body of a known sender that is being decoded.
     large_bodies: Arc<Semaphore>,
     refusals: Repeated,
     /// Nothing more is taken in.
@@ -82,8 +94,6 @@ pub(super) struct Route {
 struct Received {
     bytes: Vec<u8>,
     encoding: Option<Encoding>,
-    /// What to answer if the body does not prove its sender either.
-    denied: Option<Denied>,
     /// For the bytes, and for what is made of them.
     charge: Charge,
 }
@@ -95,8 +105,9 @@ impl Requests {
         Self {
             webhook: route(RouteLabel::Webhook),
             batch: route(RouteLabel::Batch),
-            unproven: Memory::new(max_body),
+            strangers: Strangers::new(max_body),
             server,
+            large_bodies_of_strangers: Arc::new(Semaphore::new(1)),
             large_bodies: Arc::new(Semaphore::new(1)),
             refusals: Repeated::default(),
             draining: CancellationToken::new(),
@@ -118,12 +129,13 @@ impl Requests {
     }
 
     /// Answers a request, and counts that.
-    pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Incoming>) -> Reply {
+    pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Incoming>, seat: &Arc<Seat>) -> Reply {
         let _in_flight = self.in_flight.token();
         let start = Instant::now();
         let (head, mut body) = request.into_parts();
-        let reply = match self.take(route, &head.headers, &mut body, start).await {
-            Ok((elements, _charge)) => self.forward(elements, start + self.deadline(route)).await,
+        let deadline = start + self.deadline(route);
+        let reply = match self.take(route, &head.headers, &mut body, seat, deadline).await {
+            Ok((elements, _charge)) => self.forward(elements, deadline).await,
             Err(reply) => reply,
         };
         self.discard(body);
@@ -133,13 +145,15 @@ impl Requests {
         reply
     }
 
-    /// What is to be done about each element of a request whose sender may send, and the memory for it.
+    /// What is to be done about each element of a request whose sender may send, and the memory for it. The order is:
+    /// headers, bytes, proof, work.
     async fn take(
         self: &Arc<Self>,
         route: &Route,
         headers: &HeaderMap,
         body: &mut Incoming,
-        start: Instant,
+        seat: &Arc<Seat>,
+        deadline: Instant,
     ) -> Result<(Vec<Element>, Charge), Reply> {
         if self.draining.is_cancelled() {
             return Err(Reply::draining());
@@ -155,46 +169,33 @@ impl Requests {
         let unsupported = |error: Unsupported| Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, error.to_string());
         let encoding = Encoding::of(headers).map_err(unsupported)?;
 
-        let mut charge = Charge::new(&route.bodies, &self.unproven);
+        let mut charge = Charge::new(&route.bodies, &self.strangers);
         if proof == Proof::Proven {
-            charge.prove();
+            charge.prove(seat);
         }
-        let bytes = select! {
-            read = self.read(body, &mut charge, start + self.deadline(route).min(BODY_TIMEOUT)) => read?,
-            () = self.draining.cancelled() => return Err(Reply::draining()),
-        };
-        let denied = match proof {
-            Proof::Unproven { signature, api_key, otherwise } => {
-                let is_proven = signature && self.server.auth.signature_is_valid(headers, &bytes);
-                if !is_proven && !api_key {
-                    return Err(self.deny(otherwise));
-                }
-                (!is_proven).then_some(otherwise)
+        let bytes = self.read(body, &mut charge, deadline.min(Instant::now() + BODY_TIMEOUT)).await?;
+        seat.owe_reply();
+        let encoding = encoding.or_else(|| Encoding::of_content(&bytes));
+        let mut received = Received { bytes, encoding, charge };
+        if let Proof::Unproven { signature, api_key, otherwise } = proof {
+            let is_proven;
+            (received, is_proven) = self.prove(received, headers, signature, api_key, deadline).await?;
+            if !is_proven {
+                return Err(self.deny(otherwise));
             }
-            Proof::Proven => None,
-        };
-        if denied.is_none() {
-            charge.prove();
+            received.charge.prove(seat);
         }
 
-        let size = bytes.len();
-        let received = Received { bytes, encoding, denied, charge };
-        let is_large = size > if encoding.is_some() { LARGE_PACKED } else { LARGE };
-        let decoded = if is_large {
-            let thread = select! {
-                thread = Arc::clone(&self.large_bodies).acquire_owned() => thread.expect("it is never closed"),
-                () = sleep_until(start + self.deadline(route)) => {
-                    let reason = "the connector is busy with other bodies of this size: send it again";
-                    return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, reason));
-                }
-                () = self.draining.cancelled() => return Err(Reply::draining()),
-            };
-            let requests = Arc::clone(self);
-            // It may go on when nobody waits any longer: nothing is taken in by it.
-            let decoded = spawn_blocking(move || (requests.decode(received, arrived), thread));
-            decoded.await.expect("it does not panic, and nobody ends it").0?
-        } else {
-            self.decode(received, arrived)?
+        let size = received.bytes.len();
+        let is_large = size > if received.encoding.is_some() { LARGE_PACKED } else { LARGE };
+        let decoded = match is_large {
+            true => {
+                self.aside(&self.large_bodies, received, deadline, move |requests, received| {
+                    requests.decode(received, arrived)
+                })
+                .await??
+            }
+            false => self.decode(received, arrived)?,
         };
         self.server.metrics.received(decoded.0.len(), size);
         Ok(decoded)
@@ -211,7 +212,12 @@ impl Requests {
         }
         let mut whole = Vec::new();
         loop {
-            let frame = match timeout_at(deadline, body.frame()).await {
+            let frame = select! {
+                frame = timeout_at(deadline, body.frame()) => frame,
+                () = charge.given_way() => return Err(NoRoom.into()),
+                () = self.draining.cancelled() => return Err(Reply::draining()),
+            };
+            let frame = match frame {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(_))) => return Err(Reply::error(StatusCode::BAD_REQUEST, "the body broke off")),
                 Ok(None) => return Ok(whole),
@@ -233,38 +239,102 @@ impl Requests {
         }
     }
 
-    /// Unpacks and decodes a body, finds out who sent it if that is not known, and lets it go: what is kept of it is less.
+    /// Whether a body proves its sender, by a signature or by the `api_key` of its envelope.
+    async fn prove(
+        self: &Arc<Self>,
+        received: Received,
+        headers: &HeaderMap,
+        signature: bool,
+        api_key: bool,
+        deadline: Instant,
+    ) -> Result<(Received, bool), Reply> {
+        let is_signed = move |requests: &Self, headers: &HeaderMap, received: &Received| {
+            signature && requests.server.auth.signature_is_valid(headers, &received.bytes)
+        };
+        if received.bytes.len() <= LARGE && (received.encoding.is_none() || !api_key) {
+            let is_proven = is_signed(self, headers, &received) || api_key && self.has_api_key(&received);
+            return Ok((received, is_proven));
+        }
+        let headers = headers.clone();
+        let prove = move |requests: &Self, received: Received| {
+            let is_proven = is_signed(requests, &headers, &received) || api_key && requests.has_api_key(&received);
+            (received, is_proven)
+        };
+        self.aside(&self.large_bodies_of_strangers, received, deadline, prove).await
+    }
+
+    /// Whether the envelope of a body has a token. Nothing of the body is kept for that, nor made of it.
+    fn has_api_key(&self, received: &Received) -> bool {
+        let mut walk = ApiKeyWalk::default();
+        match received.encoding {
+            None => walk.walk(&received.bytes),
+            Some(encoding) => {
+                let max_body = self.server.settings.borrow().max_body;
+                if inflate_in_pieces(encoding, &received.bytes, max_body, |piece| walk.walk(piece)).is_err() {
+                    return false;
+                }
+            }
+        }
+        walk.api_key().is_some_and(|api_key| self.server.auth.api_key_is_valid(api_key))
+    }
+
+    /// Does something about a body in a thread of its own, when it has the slot for that.
+    async fn aside<T: Send + 'static>(
+        self: &Arc<Self>,
+        slot: &Arc<Semaphore>,
+        received: Received,
+        deadline: Instant,
+        work: impl FnOnce(&Self, Received) -> T + Send + 'static,
+    ) -> Result<T, Reply> {
+        let thread = select! {
+            biased;
+            () = received.charge.given_way() => return Err(NoRoom.into()),
+            thread = Arc::clone(slot).acquire_owned() => thread.expect("it is never closed"),
+            () = sleep_until(deadline) => {
+                let reason = "the connector is busy with other bodies of this size: send it again";
+                return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, reason));
+            }
+            () = self.draining.cancelled() => return Err(Reply::draining()),
+        };
+        received.charge.stay();
+        let requests = Arc::clone(self);
+        // It may go on when nobody waits any longer: nothing is taken in by it.
+        let done = spawn_blocking(move || (work(&requests, received), thread));
+        Ok(done.await.expect("it does not panic, and nobody ends it").0)
+    }
+
+    /// Unpacks and decodes a body, and lets it go: what is kept of it is less.
     fn decode(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Element>, Charge), Reply> {
-        let Received { mut bytes, encoding, denied, mut charge } = received;
+        let Received { mut bytes, encoding, mut charge } = received;
         let max_body = self.server.settings.borrow().max_body;
         if let Some(encoding) = encoding {
-            let unpacked = inflate::inflate(encoding, &bytes, max_body, |more| charge.grow(more));
-            bytes = unpacked.map_err(|error| match error {
+            bytes = inflate(encoding, &bytes, max_body, |more| charge.grow(more)).map_err(|error| match error {
                 InflateError::Corrupt(_) => Reply::error(StatusCode::BAD_REQUEST, error.to_string()),
                 InflateError::TooLarge => Reply::too_large(max_body),
                 InflateError::NoRoom(no_room) => no_room.into(),
             })?;
+            charge.shrink_to(bytes.capacity());
         }
+        let text = str::from_utf8(&bytes)
+            .map_err(|_| Reply::error(StatusCode::BAD_REQUEST, "the body is not JSON: it is not UTF-8"))?;
         let mut scratch = Vec::with_capacity(bytes.len().min(SCRATCH));
-        let body = std::str::from_utf8(&bytes).map_err(|_| "the body is not JSON: it is not UTF-8".to_owned());
-        let body = body.map(|text| posthog::Body::parse(text, |element| self.element(element, arrived, &mut scratch)));
-        let body = match body {
-            Ok(Ok(body)) => body,
-            // Who may not send is told no more than that.
-            _ if let Some(denied) = denied => return Err(self.deny(denied)),
-            Ok(Err(error @ posthog::BodyError::TooManyElements)) => {
-                return Err(Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()));
+        let mut has_room = Ok(());
+        let body = posthog::Body::parse(text, |element| {
+            let mut made = Element { event: None, fate: Fate::Returned };
+            if has_room.is_ok() {
+                made = self.element(element, arrived, &mut scratch);
+                has_room = charge.grow(made.allocated());
             }
-            Ok(Err(error)) => return Err(Reply::error(StatusCode::BAD_REQUEST, error.to_string())),
-            Err(reason) => return Err(Reply::error(StatusCode::BAD_REQUEST, reason)),
-        };
-        if let Some(denied) = denied {
-            if !body.envelope.api_key.is_some_and(|api_key| self.server.auth.api_key_is_valid(api_key)) {
-                return Err(self.deny(denied));
+            made
+        });
+        has_room?;
+        let body = body.map_err(|error| match error {
+            posthog::BodyError::TooManyElements => Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            posthog::BodyError::NotJson(_) | posthog::BodyError::NoContainer => {
+                Reply::error(StatusCode::BAD_REQUEST, error.to_string())
             }
-            charge.prove();
-        }
-        charge.change_to(Element::allocated(&body.elements))?;
+        })?;
+        charge.shrink_to(body.elements.iter().map(Element::allocated).sum());
         Ok((body.elements, charge))
     }
 
@@ -390,10 +460,12 @@ impl Requests {
     }
 }
 
-/// Whether the body may be JSON by its type: senders often leave it out, and browsers say `text/plain`.
+/// Whether the body may be JSON by its type: senders often leave it out, some say it twice, and browsers say `text/plain`.
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return true };
-    let Ok(content_type) = content_type.to_str() else { return false };
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(essence.as_str(), "" | "application/json" | "text/plain") || essence.ends_with("+json")
+    headers.get_all(header::CONTENT_TYPE).into_iter().all(|value| {
+        let types = value.to_str().unwrap_or("unreadable").split(',');
+        types
+            .map(|media_type| media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+            .all(|essence| matches!(&*essence, "" | "application/json" | "text/plain") || essence.ends_with("+json"))
+    })
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     Server,
+    connections::Seat,
     reply::{self, Reply},
     requests::Requests,
 };
@@ -28,13 +29,14 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Answers a request. A slash at the end of a path changes nothing.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    /// Answers a request. A slash at the end of a path changes nothing, nor do several at its beginning.
+    pub(super) async fn answer(&self, request: Request<Incoming>, seat: &Arc<Seat>) -> Response<Full<Bytes>> {
         let Self { server, requests, .. } = self;
         let path = request.uri().path();
+        let path = &path[path.find(|letter| letter != '/').unwrap_or(1).saturating_sub(1)..];
         match (path.strip_suffix('/').unwrap_or(path), request.method()) {
-            ("/webhook", &Method::POST) => requests.answer(&requests.webhook, request).await.into(),
-            ("/batch", &Method::POST) => requests.answer(&requests.batch, request).await.into(),
+            ("/webhook", &Method::POST) => requests.answer(&requests.webhook, request, seat).await.into(),
+            ("/batch", &Method::POST) => requests.answer(&requests.batch, request, seat).await.into(),
             ("/healthz", &Method::GET | &Method::HEAD) => self.health(RouteLabel::Healthz),
             ("/readyz", &Method::GET | &Method::HEAD) => self.health(RouteLabel::Readyz),
             ("/metrics", &Method::GET | &Method::HEAD) => {

@@ -1,16 +1,23 @@
 //! Bad input gets a clear answer and costs nothing else.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, io::Write as _, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::{
-    harness::{Reply, Service},
-    variance::Variance,
+    harness::{PATIENCE, Reply, Service},
+    variance::{Behaviour, Variance},
 };
+
+const TOKEN: &str = "a-token-of-the-tests";
 
 #[tokio::test]
 async fn a_body_that_is_no_container_of_events_is_400() {
@@ -175,6 +182,9 @@ async fn content_types_that_are_not_json_are_415() {
         ("application/cloudevents+json", 200),
         ("text/plain", 200),
         ("", 200),
+        ("application/json, application/json", 200),
+        ("application/json; charset=utf-8,application/json", 200),
+        ("application/json, text/html", 415),
         ("application/x-www-form-urlencoded", 415),
         ("multipart/form-data; boundary=x", 415),
         ("text/html", 415),
@@ -192,4 +202,71 @@ async fn a_head_is_16_kib_at_most() {
         let request = service.client.get(service.url("/healthz")).header("x-long", "a".repeat(length));
         assert_eq!(request.send().await.unwrap().status(), status, "{length}");
     }
+}
+
+/// What `bytes` are answered with, from a sender that then closes its side.
+async fn reply_to(service: &Service, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(service.address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut reply = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
+    reply
+}
+
+#[tokio::test]
+async fn a_sender_that_closes_its_side_after_the_body_still_gets_its_reply() {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::After(Duration::from_millis(300), Box::new(Behaviour::Status(200))));
+    let service = Service::start(&variance, |_| {}).await;
+    let body = r#"{"event":"e","uuid":"1"}"#;
+    let head = format!("POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    let reply = reply_to(&service, format!("{head}{body}").as_bytes()).await;
+    assert!(reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains(r#""delivered":1"#), "{reply:?}");
+    // One that is cut off gets none, or is told so.
+    let reply = reply_to(&service, format!("{head}{}", &body[1..]).as_bytes()).await;
+    assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 400 "), "{reply:?}");
+    assert_eq!(variance.count(), 1);
+}
+
+#[tokio::test]
+async fn gzip_is_known_by_its_first_bytes_and_may_have_zeros_or_line_ends_behind_it() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |settings| settings.auth.tokens = vec![TOKEN.parse().unwrap()]).await;
+    let mut sent = Vec::new();
+    for (encoding, behind) in [(None, &b""[..]), (None, &[0; 512]), (Some("gzip"), &[0]), (Some("gzip"), b"\r\n")] {
+        for path in ["/webhook", "/batch"] {
+            let id = format!("{encoding:?} {} {path}", behind.len());
+            let body = json!({"batch": [{"event": "e", "uuid": id}], "api_key": TOKEN}).to_string();
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(body.as_bytes()).unwrap();
+            let body = [gzip.finish().unwrap(), behind.to_vec()].concat();
+            let mut request = service.client.post(service.url(path)).body(body);
+            if path == "/webhook" {
+                request = request.bearer_auth(TOKEN);
+            }
+            if let Some(encoding) = encoding {
+                request = request.header("content-encoding", encoding);
+            }
+            let reply = Reply::of(request).await;
+            assert_eq!((reply.status, reply.counts()[1]), (200, 1), "{id}: {}", reply.text);
+            sent.push(id);
+        }
+    }
+    assert_eq!(variance.ids(), sent);
+}
+
+#[tokio::test]
+async fn slashes_before_a_path_change_nothing() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |_| {}).await;
+    let paths = ["//webhook", "///webhook/", "//batch"];
+    for path in paths {
+        assert_eq!(service.post(path, json!({"event": "e", "uuid": path}).to_string()).await.status, 200, "{path}");
+    }
+    assert_eq!(service.get("//healthz").await.status, 200);
+    for path in ["/x//webhook", "//", "/webhook//", "/web//hook"] {
+        assert_eq!(service.post(path, "[]").await.status, 404, "{path}");
+    }
+    assert_eq!(variance.ids(), paths);
 }

@@ -35,6 +35,7 @@ mod rotation;
 #[cfg(target_os = "linux")] // other systems name the other end of a terminal otherwise
 mod status;
 mod stopping;
+mod strangers;
 mod tls;
 mod unread_log;
 mod variance;

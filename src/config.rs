@@ -33,7 +33,7 @@ use self::{
 };
 use crate::{
     auth::AuthSettings,
-    destination::{Authorization, DestinationSettings},
+    destination::{Authorization, CONNECTIONS_KEPT_FOR, DestinationSettings, Network},
     mapping::MappingSettings,
     outbox,
     query_api::PosthogSettings,
@@ -281,12 +281,22 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
                     can name a file with it";
         authorization.ok_or_else(|| reader.missing(&AUTHORIZATION.key, from))
     });
+    let network =
+        webhook_url.and_then(|url| match Network::from_variables(&url, |name| reader.foreign_variable(name)) {
+            Ok((network, more)) => {
+                more.into_iter().for_each(|warning| reader.warn(warning));
+                Ok((url, network))
+            }
+            Err(problems) => Err(problems.into_iter().fold(Reported, |_, problem| reader.problem(problem))),
+        });
     let (value, file) = authorization?;
+    let (webhook_url, network) = network?;
     Ok(DestinationSettings {
-        webhook_url: webhook_url?,
+        webhook_url,
         authorization: Authorization { value, file },
         attempt_timeout: attempt_timeout?,
-        use_proxy: true,
+        network,
+        connections_kept_for: CONNECTIONS_KEPT_FOR,
     })
 }
 

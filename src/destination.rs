@@ -1,40 +1,49 @@
 //! Variance's webhook: one attempt at a time, and what its result means for the event.
 //!
-//! * **Refused or retried.** 400, 409, 413, 422 and the other 4xx that are not named next are the event's fault: it is
-//!   refused, and the rest goes on. 401, 403, 404, 405, 407, 408, 410, 425, 429, every 3xx and 5xx, time-outs and
-//!   broken connections are Variance's: the event is kept and tried again, with growing pauses. A 2xx is success once
-//!   its head is complete.
+//! * **Refused or retried.** 400, 409, 413, 422 and the other 4xx that are not named next are the event's fault: it is refused,
+//!   and the rest goes on. 401 to 408, 410, 417, 421, 425, 426, 429, 431, 499, every 3xx and 5xx, time-outs and broken
+//!   connections are Variance's: the event is kept and tried again, with growing pauses. A 2xx is success once its head is
+//!   complete, whatever else is in it, up to 256 headers. A connection on which an attempt failed is not used again, and none
+//!   for more than four minutes.
+//!
+//! What the client cannot do: a reply with more headers than that, or whose head is not HTTP, tells nothing, not even its
+//! status; its event is tried again after 10 s, and not at once. A head may take 400 KiB while it is read.
 
 use std::{
-    error::Error as _,
+    error::Error,
     fmt, io,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, StatusCode,
-    header::{LOCATION, RETRY_AFTER},
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{CONTENT_TYPE, DATE, HeaderName, LOCATION, RETRY_AFTER},
 };
-use reqwest::{Client, Method, Request, Response, redirect};
-use rustls::CertificateError;
+use reqwest::{Request, Response};
+use rustls::{AlertDescription, CertificateError};
 use tokio::time::timeout;
 use url::Url;
 
-pub use self::credential::Authorization;
-use self::credential::Credential;
+pub use self::{
+    credential::Authorization,
+    network::{Network, Problem},
+};
+use self::{
+    credential::Credential,
+    resolver::LookUpFailed,
+    slots::{Slot, Slots},
+};
 use crate::{backoff, metrics::AttemptLabel};
 
 mod credential;
+mod network;
+mod resolver;
+mod slots;
 
 /// The `User-Agent` of every request.
 pub const USER_AGENT: &str = concat!("variance-connector/", env!("CARGO_PKG_VERSION"));
-
-/// The longest that connecting may take, TLS included.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long an idle connection is kept: less than servers usually do (Node 5 s), so that we are the first to close it.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How much of a reply's body is read, and for how long, only to use the connection again.
 const REPLY_LIMIT: (usize, Duration) = (16 << 10, Duration::from_secs(1));
@@ -48,22 +57,28 @@ pub struct DestinationSettings {
     pub authorization: Authorization,
     /// From the start of an attempt to the end of the reply's head.
     pub attempt_timeout: Duration,
-    /// True if `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` apply.
-    pub use_proxy: bool,
+    /// The way to its host.
+    pub network: Network,
+    /// The longest that a connection is used. Not a setting of users: tests make it shorter.
+    pub connections_kept_for: Duration,
 }
 
 impl fmt::Debug for DestinationSettings {
     /// Shows the URL's host alone: its path and query may be as good as a credential.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { webhook_url, authorization, attempt_timeout, use_proxy } = self;
+        let Self { webhook_url, authorization, attempt_timeout, network, connections_kept_for } = self;
         f.debug_struct("DestinationSettings")
             .field("host", &webhook_url.host_str())
             .field("authorization", authorization)
             .field("attempt_timeout", attempt_timeout)
-            .field("use_proxy", use_proxy)
+            .field("network", network)
+            .field("connections_kept_for", connections_kept_for)
             .finish_non_exhaustive()
     }
 }
+
+/// The longest that a connection is used by default: an address or a certificate that has changed is noticed so much later.
+pub const CONNECTIONS_KEPT_FOR: Duration = Duration::from_secs(4 * 60);
 
 /// The result of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,21 +105,42 @@ pub enum Fault {
     /// Variance did not answer in time.
     #[error("Variance did not answer in time")]
     Timeout,
+    /// The look-up of its host's name took most of the attempt's time.
+    #[error("looking up the name of Variance's host took too long")]
+    SlowDns,
     /// There is no address for the name of its host.
     #[error("the name of Variance's host could not be resolved")]
     Dns,
     /// Its certificate is for other names.
     #[error("the certificate of Variance's host is for another name")]
     TlsName,
+    /// Its certificate is that of an authority, and no server's.
+    #[error("the certificate of Variance's host is an authority's, and may not be used by a server")]
+    TlsAuthority,
+    /// It speaks no version of TLS that is safe.
+    #[error("Variance's host speaks neither TLS 1.2 nor 1.3")]
+    TlsVersion,
+    /// It wants a certificate of this program.
+    #[error("Variance's host asks for a client certificate, and there is none")]
+    TlsClientCertificate,
+    /// It speaks no HTTP/1.1.
+    #[error("Variance's host speaks HTTP/2 alone, and this program HTTP/1.1")]
+    Http2,
     /// Its certificate cannot be trusted, or it speaks no TLS.
     #[error("no trusted TLS connection to Variance's host")]
     Tls,
+    /// The proxy does not lead there.
+    #[error("the proxy makes no connection to Variance's host")]
+    Proxy,
     /// Its host takes no connections.
     #[error("no connection to Variance's host")]
     Connect,
     /// The connection broke before the reply was complete.
     #[error("the connection to Variance broke before its answer")]
     Broken,
+    /// There is a reply, but not even its status can be read.
+    #[error("the answer of Variance's host could not be read as HTTP")]
+    Unreadable,
 }
 
 impl From<AttemptResult> for AttemptLabel {
@@ -114,9 +150,17 @@ impl From<AttemptResult> for AttemptLabel {
             AttemptResult::Refused(_) => Self::Refused,
             AttemptResult::Failed { fault, .. } => match fault {
                 Fault::Status(_) => Self::Status,
-                Fault::Timeout => Self::Timeout,
-                Fault::Dns | Fault::TlsName | Fault::Tls | Fault::Connect => Self::Connect,
-                Fault::Broken => Self::Broken,
+                Fault::Timeout | Fault::SlowDns => Self::Timeout,
+                Fault::Dns
+                | Fault::TlsName
+                | Fault::TlsAuthority
+                | Fault::TlsVersion
+                | Fault::TlsClientCertificate
+                | Fault::Http2
+                | Fault::Tls
+                | Fault::Proxy
+                | Fault::Connect => Self::Connect,
+                Fault::Broken | Fault::Unreadable => Self::Broken,
             },
         }
     }
@@ -136,6 +180,11 @@ impl Fault {
     pub fn is_credential(self) -> bool {
         matches!(self, Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
     }
+
+    /// The least time before the event is tried again. Variance may have an event whose reply could not be read.
+    pub fn least_wait(self) -> Duration {
+        if self == Self::Unreadable { Duration::from_secs(10) } else { Duration::ZERO }
+    }
 }
 
 impl AttemptResult {
@@ -143,7 +192,7 @@ impl AttemptResult {
     pub fn of_status(status: StatusCode) -> Self {
         match status.as_u16() {
             200..=299 => Self::Accepted,
-            401 | 403 | 404 | 405 | 407 | 408 | 410 | 425 | 429 => Self::failed(Fault::Status(status)),
+            401..=408 | 410 | 417 | 421 | 425 | 426 | 429 | 431 | 499 => Self::failed(Fault::Status(status)),
             400..=499 => Self::Refused(status),
             _ => Self::failed(Fault::Status(status)),
         }
@@ -156,68 +205,74 @@ impl AttemptResult {
 
 /// A client of one webhook URL.
 pub struct Destination {
-    client: Client,
+    slots: Slots,
     url: Url,
     credential: Credential,
     attempt_timeout: Duration,
+    has_warned_of_web_page: AtomicBool,
 }
 
 impl Destination {
-    /// A client that may have `connections` open.
-    ///
-    /// # Errors
-    /// When TLS cannot be set up: there are no root certificates.
-    pub fn new(settings: DestinationSettings, connections: usize) -> reqwest::Result<Self> {
-        let DestinationSettings { webhook_url, authorization, attempt_timeout, use_proxy } = settings;
-        let mut client = Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT.min(attempt_timeout))
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .pool_max_idle_per_host(connections);
-        if !use_proxy {
-            client = client.no_proxy();
-        }
-        Ok(Self {
-            client: client.build()?,
+    /// A client that has as many connections as attempts are made at once.
+    pub fn new(settings: DestinationSettings) -> Self {
+        let DestinationSettings { webhook_url, authorization, attempt_timeout, network, connections_kept_for } =
+            settings;
+        Self {
+            slots: Slots::new(network, attempt_timeout, connections_kept_for),
             url: webhook_url,
             credential: Credential::new(authorization),
             attempt_timeout,
-        })
+            has_warned_of_web_page: AtomicBool::new(false),
+        }
     }
 
     /// Makes one attempt. The reply should be [discarded](Reply::discard), so that the connection can be used again.
     pub async fn post(&self, body: Bytes) -> (AttemptResult, Reply) {
         let (headers, reading) = self.credential.headers();
-        let reply = match timeout(self.attempt_timeout, self.send(headers, body)).await {
-            Err(_elapsed) => return (AttemptResult::failed(Fault::Timeout), Reply(None)),
-            Ok(Err(error)) => return (AttemptResult::failed(fault_of(&error)), Reply(None)),
-            Ok(Ok(reply)) => reply,
+        let attempt = timeout(self.attempt_timeout, self.send(headers, body));
+        let (reply, slot) = match resolver::timed(attempt).await {
+            (Ok(Ok(reply)), _) => reply,
+            (Ok(Err(error)), look_up) => {
+                let fault = self.named(fault_of(&error), look_up);
+                tracing::debug!(error = Report(&error.without_url()).to_string(), "{fault}");
+                return (AttemptResult::failed(fault), Reply(None));
+            }
+            (Err(_elapsed), look_up) => {
+                return (AttemptResult::failed(self.named(Fault::Timeout, look_up)), Reply(None));
+            }
         };
-        let mut result = AttemptResult::of_status(reply.status());
+        let status = reply.status();
+        let mut result = AttemptResult::of_status(status);
         if let AttemptResult::Failed { fault, retry_after } = &mut result {
             if fault.is_credential() {
                 self.credential.doubt(reading);
             }
-            if matches!(reply.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-                let asked = reply.headers().get(RETRY_AFTER);
-                *retry_after = asked.and_then(|value| backoff::retry_after(value.as_bytes(), SystemTime::now()));
+            if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+                *retry_after = asked_for(reply.headers());
             }
         }
-        (result, Reply(Some(reply)))
+        let is_bad = status.is_server_error() || status == StatusCode::MISDIRECTED_REQUEST;
+        let reply = Reply(Some(Unread { reply, slot: (!is_bad).then(|| (self.slots.clone(), slot)) }));
+        if result == AttemptResult::Accepted
+            && reply.is_web_page()
+            && !self.has_warned_of_web_page.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("Variance answered {} with a web page: is variance.webhook_url right?", status.as_u16());
+        }
+        (result, reply)
     }
 
-    /// Sends the request, and at once a second time if the connection breaks: most often it had been idle and Variance
+    /// Sends the request, and at once a second time if a connection breaks that may have been idle: most often Variance has
     /// closed it just then.
-    async fn send(&self, headers: HeaderMap, body: Bytes) -> reqwest::Result<Response> {
-        match self.client.execute(self.request(headers, body.clone())).await {
-            Err(error) if fault_of(&error) == Fault::Broken => {
+    async fn send(&self, headers: HeaderMap, body: Bytes) -> reqwest::Result<(Response, Slot)> {
+        let slot = self.slots.take();
+        match slot.client.execute(self.request(headers, body.clone())).await {
+            Err(error) if slot.may_have_been_idle() && fault_of(&error) == Fault::Broken => {
                 let (headers, _) = self.credential.headers();
-                self.client.execute(self.request(headers, body)).await
+                let slot = self.slots.new_slot();
+                Ok((slot.client.execute(self.request(headers, body)).await?, slot))
             }
-            result => result,
+            result => Ok((result?, slot)),
         }
     }
 
@@ -227,6 +282,11 @@ impl Destination {
         *request.body_mut() = Some(body.into());
         request
     }
+
+    /// A time-out, after so much time of it in which a name was looked up.
+    fn named(&self, fault: Fault, look_up: Duration) -> Fault {
+        if fault == Fault::Timeout && look_up * 2 > self.attempt_timeout { Fault::SlowDns } else { fault }
+    }
 }
 
 impl fmt::Debug for Destination {
@@ -235,63 +295,106 @@ impl fmt::Debug for Destination {
     }
 }
 
+/// How long a reply asks to be left alone, counted by its own clock if it tells the time.
+fn asked_for(headers: &HeaderMap) -> Option<Duration> {
+    let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+    backoff::retry_after(headers.get(RETRY_AFTER)?.as_bytes(), date.unwrap_or_else(SystemTime::now))
+}
+
 /// A reply whose status has been judged and whose body is unread.
-pub struct Reply(Option<Response>);
+pub struct Reply(Option<Unread>);
+
+struct Unread {
+    reply: Response,
+    /// The client that it came by, and where to give it back, unless its connection is to be closed.
+    slot: Option<(Slots, Slot)>,
+}
 
 impl fmt::Debug for Reply {
     /// Shows neither the URL that was asked nor the headers, which may name another.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reply").field("status", &self.0.as_ref().map(Response::status)).finish_non_exhaustive()
+        let status = self.0.as_ref().map(|unread| unread.reply.status());
+        f.debug_struct("Reply").field("status", &status).finish_non_exhaustive()
     }
 }
 
 impl Reply {
+    fn header(&self, name: HeaderName) -> Option<&HeaderValue> {
+        self.0.as_ref()?.reply.headers().get(name)
+    }
+
     /// Where the reply says that the webhook has moved.
     pub fn location(&self) -> Option<&str> {
-        self.0.as_ref()?.headers().get(LOCATION)?.to_str().ok()
+        self.header(LOCATION)?.to_str().ok()
+    }
+
+    /// True if it is for people: the page of a proxy's login, say.
+    pub fn is_web_page(&self) -> bool {
+        let start = self.header(CONTENT_TYPE).and_then(|value| value.as_bytes().get(..9));
+        start.is_some_and(|start| start.eq_ignore_ascii_case(b"text/html"))
     }
 
     /// Reads the body within limits, so that the connection can be used again; beyond them it is closed.
     pub async fn discard(self) {
-        let Some(mut reply) = self.0.filter(|reply| reply.content_length() != Some(0)) else { return };
-        let (bytes, time) = REPLY_LIMIT;
-        let read = async {
-            let mut left = bytes;
-            while let Ok(Some(chunk)) = reply.chunk().await {
-                match left.checked_sub(chunk.len()) {
-                    Some(less) => left = less,
-                    None => break,
+        let Some(Unread { mut reply, slot: Some((slots, slot)) }) = self.0 else { return };
+        if reply.content_length() != Some(0) {
+            let (bytes, time) = REPLY_LIMIT;
+            let read = async {
+                let mut left = bytes;
+                while let Ok(Some(chunk)) = reply.chunk().await {
+                    match left.checked_sub(chunk.len()) {
+                        Some(less) => left = less,
+                        None => break,
+                    }
                 }
-            }
-        };
-        // Whether it ended or not makes no difference: dropping a reply that is not read to its end closes the connection.
-        drop(timeout(time, read).await);
+            };
+            // Whether it ended or not makes no difference: dropping a reply that is not read to its end closes the connection.
+            drop(timeout(time, read).await);
+        }
+        drop(reply);
+        slots.give_back(slot);
     }
 }
 
-/// What an error of the client means. Its own text names the URL, so it is not shown.
+/// An error and its causes. None of them names a URL.
+struct Report<'a>(&'a dyn Error);
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
 fn fault_of(error: &reqwest::Error) -> Fault {
-    let mut connecting = error.is_connect();
+    let mut fault = match error {
+        error if error.is_timeout() => Fault::Timeout,
+        error if error.is_connect() => Fault::Connect,
+        _ => Fault::Broken,
+    };
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref() {
             return fault_of_tls(error);
-        }
-        // The resolver's error type is private to the client's connector; its text is what tells it.
-        if connecting && error.to_string().starts_with("dns error") {
+        } else if error.is::<LookUpFailed>() {
             return Fault::Dns;
+        } else if error.downcast_ref().is_some_and(hyper::Error::is_parse) {
+            fault = Fault::Unreadable;
+        } else if error.to_string().starts_with("tunnel error") {
+            // The error's type is private to the client's connector; its text is what tells it.
+            fault = Fault::Proxy;
         }
         cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             Some(inner) => Some(inner),
             None => error.source(),
         };
-        connecting &= cause.is_some();
     }
-    match error {
-        error if error.is_timeout() => Fault::Timeout,
-        error if error.is_connect() => Fault::Connect,
-        _ => Fault::Broken,
-    }
+    fault
 }
 
 fn fault_of_tls(error: &rustls::Error) -> Fault {
@@ -299,6 +402,17 @@ fn fault_of_tls(error: &rustls::Error) -> Fault {
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => Fault::TlsName,
+        // The error of the library that judges certificates has no name of its own here.
+        rustls::Error::InvalidCertificate(CertificateError::Other(other))
+            if format!("{other:?}").contains("CaUsedAsEndEntity") =>
+        {
+            Fault::TlsAuthority
+        }
+        rustls::Error::PeerIncompatible(_) | rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) => {
+            Fault::TlsVersion
+        }
+        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => Fault::TlsClientCertificate,
+        rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => Fault::Http2,
         _ => Fault::Tls,
     }
 }

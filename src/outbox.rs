@@ -438,7 +438,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        destination::{Authorization, DestinationSettings},
+        destination::{Authorization, DestinationSettings, Network},
         variance::Call,
     };
 
@@ -447,13 +447,15 @@ mod tests {
         // Another test may have been faster.
         drop(rustls::crypto::ring::default_provider().install_default());
         // Nothing is posted: no attempt has its turn.
+        let url = "http://127.0.0.1:1/".parse().unwrap();
         let nowhere = DestinationSettings {
-            webhook_url: "http://127.0.0.1:1/".parse().unwrap(),
             authorization: Authorization { value: HeaderValue::from_static("credential"), file: None },
             attempt_timeout: Duration::from_secs(1),
-            use_proxy: false,
+            network: Network::direct(&url).unwrap(),
+            webhook_url: url,
+            connections_kept_for: Duration::from_secs(60),
         };
-        let outbox = Outbox::start(OutboxSettings::default(), Destination::new(nowhere, 1).unwrap(), Metrics::new());
+        let outbox = Outbox::start(OutboxSettings::default(), Destination::new(nowhere), Metrics::new());
         let message = Message::write(Call::Capture, "a", &mut Vec::new(), |out| out.extend_from_slice(b"{}"));
         let held_and_waiters = || {
             let state = &outbox.0.driven().state;

@@ -55,19 +55,16 @@ pub struct Reload {
 
 impl Service {
     /// Puts the parts together, which count in `metrics`.
-    ///
-    /// # Errors
-    /// When there can be no client for the destination, see [`Destination::new`].
-    pub fn new(settings: ServiceSettings, metrics: Metrics) -> reqwest::Result<Self> {
+    pub fn new(settings: ServiceSettings, metrics: Metrics) -> Self {
         metrics.set_memory_limit(settings.memory_limit());
         let now = settings.clone();
-        let destination = Destination::new(now.destination, now.outbox.concurrency)?;
+        let destination = Destination::new(now.destination);
         let outbox = Outbox::start(now.outbox, destination, metrics.clone());
         let auth = Auth::new(now.auth);
         let (server, mapping) = (watch::Sender::new(now.server), watch::Sender::new(now.mapping));
         let (settings_now, mapping_now) = (server.subscribe(), mapping.subscribe());
         let reload = Reload { settings, server, auth: auth.clone(), mapping, outbox: outbox.clone() };
-        Ok(Self { server: Server { settings: settings_now, auth, mapping: mapping_now, outbox, metrics }, reload })
+        Self { server: Server { settings: settings_now, auth, mapping: mapping_now, outbox, metrics }, reload }
     }
 
     /// What changes its settings while it serves.
@@ -94,12 +91,9 @@ impl Reload {
     }
 
     /// Goes by other settings from now on. Returns the names of those that have changed and that only a restart changes.
-    ///
-    /// # Errors
-    /// When there can be no client for the destination. Nothing has changed then.
-    pub fn reload(&mut self, mut settings: ServiceSettings) -> reqwest::Result<Vec<&'static str>> {
+    pub fn reload(&mut self, mut settings: ServiceSettings) -> Vec<&'static str> {
         let old = &self.settings;
-        let destination = Destination::new(settings.destination.clone(), settings.outbox.concurrency)?;
+        let destination = Destination::new(settings.destination.clone());
         let fixed = [
             ("server.listen", settings.server.listen != old.server.listen),
             ("server.max_body", settings.server.max_body != old.server.max_body),
@@ -120,7 +114,7 @@ impl Reload {
             self.outbox.destination_changed();
         }
         self.settings = settings;
-        Ok(fixed.into_iter().filter_map(|(name, has_changed)| has_changed.then_some(name)).collect())
+        fixed.into_iter().filter_map(|(name, has_changed)| has_changed.then_some(name)).collect()
     }
 
     /// Waits until Variance answers as if the webhook URL were wrong.

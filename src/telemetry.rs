@@ -30,9 +30,6 @@ const OWN: &str = env!("CARGO_CRATE_NAME");
 /// How much the dependencies log unless a directive names them.
 const OTHERS: LevelFilter = LevelFilter::WARN;
 
-/// Off: it logs an error for each attempt whose certificate it does not trust, and the outbox says it once.
-const SILENCED: &str = "rustls_platform_verifier=off";
-
 /// How long the end of the program may wait for the log's reader.
 const FLUSH_FOR: Duration = Duration::from_secs(1);
 
@@ -162,7 +159,7 @@ impl FromStr for Directives {
                 return Err(RIGHT);
             }
         }
-        let first = [others.to_string(), SILENCED.to_owned(), format!("{OWN}={own}")];
+        let first = [others.to_string(), format!("{OWN}={own}")];
         let all: Vec<_> = first.iter().map(String::as_str).chain(named).collect();
         Ok(Self(all.join(",")))
     }
@@ -202,16 +199,13 @@ mod tests {
     #[test]
     fn a_bare_level_is_for_this_program() {
         for (text, directives) in [
-            ("debug", "warn,rustls_platform_verifier=off,variance_connector=debug"),
-            ("TRACE", "warn,rustls_platform_verifier=off,variance_connector=trace"),
-            ("error", "error,rustls_platform_verifier=off,variance_connector=error"),
-            ("off", "off,rustls_platform_verifier=off,variance_connector=off"),
-            ("hyper=info", "warn,rustls_platform_verifier=off,variance_connector=info,hyper=info"),
-            ("debug, hyper=info", "warn,rustls_platform_verifier=off,variance_connector=debug,hyper=info"),
-            (
-                "variance_connector=debug,hyper=info",
-                "warn,rustls_platform_verifier=off,variance_connector=info,variance_connector=debug,hyper=info",
-            ),
+            ("debug", "warn,variance_connector=debug"),
+            ("TRACE", "warn,variance_connector=trace"),
+            ("error", "error,variance_connector=error"),
+            ("off", "off,variance_connector=off"),
+            ("hyper=info", "warn,variance_connector=info,hyper=info"),
+            ("debug, hyper=info", "warn,variance_connector=debug,hyper=info"),
+            ("variance_connector=debug,hyper=info", "warn,variance_connector=info,variance_connector=debug,hyper=info"),
         ] {
             assert_eq!(text.parse::<Directives>().unwrap().to_string(), directives, "{text}");
         }

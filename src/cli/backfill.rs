@@ -206,8 +206,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     let mut failures = Failures::open(args.failed.as_deref(), progress.clone())?;
 
     let concurrency = outbox.concurrency;
-    let destination =
-        Destination::new(destination, concurrency).context("no client for Variance: are there root certificates?")?;
+    let destination = Destination::new(destination);
     let outbox = Outbox::start(outbox, destination, Metrics::new());
     let resume = match &posthog {
         Some((Task::Time { span: (since, _), after, .. }, _)) => Resume::From(*since, after.map(|id| id.to_string())),

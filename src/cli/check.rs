@@ -172,10 +172,9 @@ async fn send_test(config: Config) -> anyhow::Result<Answer> {
     let url = destination.webhook_url.clone();
     let timeout = destination.attempt_timeout;
     let message = test_message(mapping, Uuid::new_v4(), SystemTime::now());
-    let destination =
-        Destination::new(destination, 1).context("no client for Variance: are there root certificates?")?;
+    let destination = Destination::new(destination);
     let (result, reply) = destination.post(message.body()).await;
-    let answer = Answer::of(result, &url, reply.location(), timeout);
+    let answer = Answer::of(result, &url, &reply, timeout);
     reply.discard().await;
     Ok(answer)
 }

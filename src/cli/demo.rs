@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::pretty::indent;
 use crate::{
     auth::AuthSettings,
-    destination::{Authorization, DestinationSettings},
+    destination::{Authorization, CONNECTIONS_KEPT_FOR, DestinationSettings, Network},
     mapping::MappingSettings,
     metrics::Metrics,
     outbox,
@@ -86,7 +86,7 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let listener = server::bind(settings.server.listen).context("a free port for the connector")?;
     let address = listener.local_addr()?;
     let shutdown = CancellationToken::new();
-    let service = Service::new(settings, Metrics::new()).context("a client for the stand-in")?;
+    let service = Service::new(settings, Metrics::new());
     let service = tokio::spawn(service.serve(listener, shutdown.clone()));
     let mut out = io::stdout().lock();
     writeln!(out, "A stand-in for Variance listens on http://{variance}, the connector on http://{address}.")?;
@@ -170,6 +170,7 @@ async fn stand_in(calls: mpsc::UnboundedSender<Bytes>, is_down: Arc<AtomicBool>)
 fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
     let mut authorization = HeaderValue::from_static(AUTHORIZATION);
     authorization.set_sensitive(true);
+    let webhook_url = format!("http://{variance}/webhooks/posthog").parse().expect("an address makes a URL");
     ServiceSettings {
         server: ServerSettings {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
@@ -180,10 +181,11 @@ fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
         auth: AuthSettings { tokens: vec![TOKEN.parse().expect("long enough")], ..AuthSettings::default() },
         mapping,
         destination: DestinationSettings {
-            webhook_url: format!("http://{variance}/webhooks/posthog").parse().expect("an address makes a URL"),
             authorization: Authorization { value: authorization, file: None },
             attempt_timeout: Duration::from_secs(10),
-            use_proxy: false,
+            network: Network::direct(&webhook_url).expect("without TLS it needs no certificates"),
+            webhook_url,
+            connections_kept_for: CONNECTIONS_KEPT_FOR,
         },
         outbox: outbox::OutboxSettings::default(),
     }

@@ -52,7 +52,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
         let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
         raise_descriptor_limit(service.outbox.concurrency);
         announce(&service, listener.local_addr()?);
-        let service = Service::new(service, metrics).context("no client for Variance: are there root certificates?")?;
+        let service = Service::new(service, metrics);
         let outbox = service.outbox().clone();
         let reloader = Reloader { flags, variables, url_file, service: service.reload(), log: &log };
         tokio::select! {

@@ -126,7 +126,7 @@ pub(super) static CONCURRENCY: Row<usize> =
 pub(super) static ATTEMPT_TIMEOUT: Row<Duration> =
     Row::new("delivery.attempt_timeout", &["CONNECTOR_ATTEMPT_TIMEOUT"], Kind::Duration, values::duration)
         .default("10s")
-        .doc("How long one of them may take; at most 3 s of it to connect.");
+        .doc("How long one of them may take, the name look-up and the connecting included.");
 
 pub(super) static RETRY_FOR: Row<Duration> =
     Row::new("delivery.retry_for", &["CONNECTOR_RETRY_FOR"], Kind::Duration, values::duration)

@@ -1,6 +1,6 @@
 //! Reads settings one by one, and notes what each is and what is wrong.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use super::{
     Error, Loaded, Setting,
@@ -80,6 +80,11 @@ impl Reader {
     /// True in a container that Docker or Podman stops: its image says so, by systemd's convention, and no Kubernetes runs it.
     pub(super) fn is_in_container(&self) -> bool {
         self.sources.has_variable("container") && !self.sources.has_variable("KUBERNETES_SERVICE_HOST")
+    }
+
+    /// A variable that is none of this program's own, even if it is empty.
+    pub(super) fn foreign_variable(&self, name: &str) -> Option<OsString> {
+        self.sources.foreign_variable(name)
     }
 
     /// Warns of variables that look as if they were meant for this program.

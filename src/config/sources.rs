@@ -37,19 +37,24 @@ pub(super) struct Sources {
 impl Sources {
     /// What the command line and the environment say.
     pub(super) fn new(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
-        let is_given = |(_, value): &(OsString, OsString)| !value.is_empty();
-        Self {
-            flags: flags.clone(),
-            variables: variables.into_iter().filter(is_given).collect(),
-            file: File::default(),
-        }
+        Self { flags: flags.clone(), variables: variables.into_iter().collect(), file: File::default() }
+    }
+
+    /// A variable; an empty one counts as absent.
+    fn variable(&self, name: &str) -> Option<&OsString> {
+        self.variables.get(OsStr::new(name)).filter(|value| !value.is_empty())
+    }
+
+    /// A variable that is none of this program's own, even if it is empty.
+    pub(super) fn foreign_variable(&self, name: &str) -> Option<OsString> {
+        self.variables.get(OsStr::new(name)).cloned()
     }
 
     /// Adds what the file says, if one was named.
     pub(super) fn read_file(&mut self) -> Result<(), String> {
         let (path, origin) = if let Some(path) = &self.flags.config {
             (path.as_path(), Origin::Flag("--config"))
-        } else if let Some(path) = self.variables.get(OsStr::new(FILE_VARIABLE)) {
+        } else if let Some(path) = self.variable(FILE_VARIABLE) {
             (Path::new(path), Origin::Variable(FILE_VARIABLE))
         } else {
             return Ok(());
@@ -72,7 +77,7 @@ impl Sources {
             return Ok(Some(one(text, Origin::Flag(flag))));
         }
         for variable in key.variables {
-            if let Some(text) = self.variables.get(OsStr::new(variable)) {
+            if let Some(text) = self.variable(variable) {
                 let origin = Origin::Variable(variable);
                 return match text.to_str() {
                     Some(text) => Ok(Some(one(text, origin))),
@@ -98,7 +103,7 @@ impl Sources {
     /// Warnings of variables that look as if they were meant for this program.
     pub(super) fn unknown_variables(&self) -> impl Iterator<Item = String> {
         let known = || KEYS.iter().flat_map(|key| key.variables).copied().chain([FILE_VARIABLE]);
-        let names = self.variables.keys().filter_map(|name| name.to_str());
+        let names = self.variables.keys().filter_map(|name| name.to_str()).filter(|name| self.variable(name).is_some());
         let is_ours = |name: &&str| name.starts_with("CONNECTOR_") || name.starts_with("VARIANCE_");
         names
             .filter(is_ours)

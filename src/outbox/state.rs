@@ -177,7 +177,8 @@ impl State {
                     return (Some(self.give_up(job.number, now)), news);
                 }
                 entry.failures = entry.failures.saturating_add(1);
-                let due = now + self.settings.pacing.backoff.full_jitter(entry.failures, &mut self.rng);
+                let wait = self.settings.pacing.backoff.full_jitter(entry.failures, &mut self.rng);
+                let due = now + wait.max(fault.least_wait());
                 entry.due = Some(due);
                 self.waiting.insert((due, job.number));
                 return (None, news);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use variance_connector::{
     auth::AuthSettings,
     backoff::Backoff,
-    destination::{Authorization, DestinationSettings},
+    destination::{Authorization, CONNECTIONS_KEPT_FOR, DestinationSettings, Network},
     mapping,
     metrics::Metrics,
     outbox::{self, Outbox, Pacing},
@@ -64,7 +64,8 @@ impl Service {
                 webhook_url: variance.url().parse().unwrap(),
                 authorization: Authorization { value: authorization, file: None },
                 attempt_timeout: Duration::from_secs(10),
-                use_proxy: false,
+                network: Network::direct(&variance.url().parse().unwrap()).unwrap(),
+                connections_kept_for: CONNECTIONS_KEPT_FOR,
             },
             outbox: outbox::OutboxSettings {
                 concurrency: 64,
@@ -77,9 +78,10 @@ impl Service {
             },
         };
         change(&mut settings);
+        settings.destination.network = Network::direct(&settings.destination.webhook_url).unwrap();
         let listener = server::bind(settings.server.listen).unwrap();
         let address = listener.local_addr().unwrap();
-        let service = service::Service::new(settings, Metrics::new()).unwrap();
+        let service = service::Service::new(settings, Metrics::new());
         let (outbox, shutdown) = (service.outbox().clone(), CancellationToken::new());
         let task = tokio::spawn(service.serve(listener, shutdown.clone()));
         Self { address, outbox, client: client(), shutdown, task }

@@ -113,7 +113,7 @@ fn faults() -> Vec<Fault> {
             .with("VARIANCE_AUTHORIZATION_FILE", "canary"),
         fault("Variance answered 429", answer("429 Too Many Requests", "Retry-After: canary-time\r\n")),
         fault("the connection to Variance broke", Behaviour::Reset),
-        fault("the connection to Variance broke", Behaviour::BytesThenClose(b"canary garbage\r\n\r\n".to_vec())),
+        fault("could not be read as HTTP", Behaviour::BytesThenClose(b"canary garbage\r\n\r\n".to_vec())),
         fault("Variance did not answer in time", Behaviour::BytesThenSilence(b"HTTP/1.1 200 canary".to_vec()))
             .with("CONNECTOR_ATTEMPT_TIMEOUT", "100ms"),
         Fault { vanishes: true, ..fault("no connection to Variance's host", fine.clone()) },
@@ -411,7 +411,7 @@ async fn what_developers_print_has_no_secret() {
     let forwarding = config::forwarding(&Flags::default(), variables()).unwrap();
     assert_no_canary("the configuration", &format!("{loaded:?} {loaded:#?} {forwarding:?}"));
     let auth = Auth::new(loaded.config.service.auth);
-    let destination = Destination::new(loaded.config.service.destination, 1).unwrap();
+    let destination = Destination::new(loaded.config.service.destination);
     let attempt = destination.post("{}".into()).await;
     assert!(attempt.1.location().is_some(), "it is a whole answer");
     assert_no_canary("the parts", &format!("{auth:?} {destination:?} {attempt:?}"));

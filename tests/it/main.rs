@@ -30,6 +30,7 @@ mod preview;
 mod program;
 mod proxy;
 mod reload;
+mod replies;
 mod retry_after;
 mod rotation;
 #[cfg(target_os = "linux")] // other systems name the other end of a terminal otherwise

@@ -24,6 +24,8 @@ use crate::harness::PATIENCE;
 /// A request as the stand-in has read it.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// Which connection it came on, counted from 0.
+    pub connection: usize,
     pub line: String,
     /// Names in lower case.
     pub headers: HashMap<String, String>,
@@ -190,9 +192,9 @@ impl Variance {
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                shared.connections.fetch_add(1, Ordering::SeqCst);
+                let number = shared.connections.fetch_add(1, Ordering::SeqCst);
                 let shared = Arc::clone(&shared);
-                connections.spawn(async move { serve(stream, &shared).await });
+                connections.spawn(async move { serve(stream, number, &shared).await });
                 while connections.try_join_next().is_some() {}
             }
         });
@@ -209,7 +211,7 @@ fn bound_to(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-async fn serve(mut stream: TcpStream, shared: &Shared) {
+async fn serve(mut stream: TcpStream, number: usize, shared: &Shared) {
     stream.set_nodelay(true).unwrap();
     let accepting = *shared.accepting.lock().unwrap();
     match accepting {
@@ -224,7 +226,8 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
         }
     }
     let mut buffer = Vec::new();
-    while let Some(received) = read_request(&mut stream, &mut buffer).await {
+    while let Some(mut received) = read_request(&mut stream, &mut buffer).await {
+        received.connection = number;
         let in_flight = InFlight::begin(shared);
         let script = Arc::clone(&shared.script.lock().unwrap());
         let behaviour = script(&received);
@@ -365,5 +368,5 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Re
     }
     let body = buffer[head_end..head_end + length].to_vec();
     buffer.drain(..head_end + length);
-    Some(Received { line, headers, body })
+    Some(Received { connection: 0, line, headers, body })
 }

@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde::Serialize;
 use url::Url;
 
-use crate::destination::{AttemptResult, CONNECT_TIMEOUT, Fault};
+use crate::destination::{AttemptResult, Fault, Reply};
 
 /// What came of the test event.
 #[derive(Debug, Serialize)]
@@ -22,8 +22,13 @@ pub(super) struct Answer {
 const ACCEPTED: &str = "accepted";
 
 impl Answer {
-    pub(super) fn of(result: AttemptResult, url: &Url, location: Option<&str>, timeout: Duration) -> Self {
+    pub(super) fn of(result: AttemptResult, url: &Url, reply: &Reply, timeout: Duration) -> Self {
         let (result, status, text) = match result {
+            AttemptResult::Accepted if reply.is_web_page() => {
+                let text = "accepted, but with a web page: is variance.webhook_url right, or does a proxy answer with its \
+                            login page?";
+                (ACCEPTED, None, text.to_owned())
+            }
             AttemptResult::Accepted => (ACCEPTED, None, "accepted: Variance has the test event".to_owned()),
             AttemptResult::Refused(status) => {
                 let text = format!(
@@ -32,7 +37,7 @@ impl Answer {
                 );
                 ("event_refused", Some(status), text)
             }
-            AttemptResult::Failed { fault, .. } => of_fault(fault, url, location, timeout),
+            AttemptResult::Failed { fault, .. } => of_fault(fault, url, reply.location(), timeout),
         };
         Self { result, status: status.map(|status| status.as_u16()), text }
     }
@@ -86,9 +91,16 @@ fn of_fault(
         Fault::Timeout => (
             "timed_out",
             format!(
-                "timed out: {host} did not answer within {} (delivery.attempt_timeout, of which connecting may take {})",
-                humantime::format_duration(timeout),
-                humantime::format_duration(CONNECT_TIMEOUT.min(timeout))
+                "timed out: {host} did not answer within {} (delivery.attempt_timeout)",
+                humantime::format_duration(timeout)
+            ),
+        ),
+        Fault::SlowDns => (
+            "cannot_resolve",
+            format!(
+                "cannot resolve in time: looking up {host} took most of {} (delivery.attempt_timeout). Does the first name \
+                 server in /etc/resolv.conf answer?",
+                humantime::format_duration(timeout)
             ),
         ),
         Fault::Dns => (
@@ -103,6 +115,32 @@ fn of_fault(
                 "TLS name mismatch: the certificate is not for {host}. Is it the right host, or does a proxy stand in \
                  between?"
             ),
+        ),
+        Fault::TlsAuthority => (
+            "tls_untrusted",
+            format!(
+                "an authority's certificate: {host} presents one that is marked as an authority's. Make one for the server \
+                 that the authority has signed"
+            ),
+        ),
+        Fault::TlsVersion => ("tls_untrusted", format!("TLS too old: {host} speaks neither TLS 1.2 nor 1.3")),
+        Fault::TlsClientCertificate => {
+            ("tls_untrusted", format!("client certificate: {host} asks for one, which this program cannot present"))
+        }
+        Fault::Http2 => (
+            "cannot_connect",
+            format!("HTTP/2 alone: {host} speaks no HTTP/1.1 on port {port}. Is there another address that does?"),
+        ),
+        Fault::Proxy => (
+            "proxy_refused",
+            format!(
+                "proxy refused: the proxy (HTTPS_PROXY or ALL_PROXY) makes no connection to {host}. Does it allow that host, \
+                 and does it want a credential?"
+            ),
+        ),
+        Fault::Unreadable => (
+            "connection_broken",
+            format!("unreadable: what {host} answered is not HTTP; it may or may not have the test event"),
         ),
         Fault::Tls => (
             "tls_untrusted",

@@ -57,18 +57,12 @@ impl Reloader<'_> {
             tracing::warn!("{warning}");
         }
         super::raise_descriptor_limit(loaded.config.service.outbox.concurrency);
-        match self.service.reload(loaded.config.service) {
-            Ok(mut fixed) => {
-                fixed.extend(self.log.reload(&loaded.config.log).then_some("log.format"));
-                for name in fixed {
-                    tracing::warn!("{name} has changed, which takes a restart: the service goes on with the old one");
-                }
-                tracing::info!("the configuration was read again");
-            }
-            Err(error) => {
-                tracing::error!(%error, "the configuration was read again and cannot be used: the old one stays")
-            }
+        let mut fixed = self.service.reload(loaded.config.service);
+        fixed.extend(self.log.reload(&loaded.config.log).then_some("log.format"));
+        for name in fixed {
+            tracing::warn!("{name} has changed, which takes a restart: the service goes on with the old one");
         }
+        tracing::info!("the configuration was read again");
     }
 
     fn read_url(&mut self, failures: &Repeated) {
@@ -77,10 +71,8 @@ impl Reloader<'_> {
             Ok(Loaded { config, .. }) if config.webhook_url == current.destination.webhook_url => return,
             Ok(Loaded { config, .. }) => {
                 let settings = ServiceSettings { destination: config, ..current.clone() };
-                match self.service.reload(settings) {
-                    Ok(_) => return tracing::info!("the webhook URL was read again: it has changed"),
-                    Err(error) => error.to_string(),
-                }
+                self.service.reload(settings);
+                return tracing::info!("the webhook URL was read again: it has changed");
             }
             Err(error) => error.to_string(),
         };

@@ -83,7 +83,7 @@ fn is_usable(settings: service::ServiceSettings, allows_anonymous: bool) {
     assert!(max_body > 0 && max_body.checked_mul(4).is_some());
     assert!((1..=10_000).contains(&concurrency) && max_held >= 16 << 20 && max_held.checked_mul(4).is_some());
 
-    let DestinationSettings { webhook_url, authorization, attempt_timeout: _, use_proxy: _ } = destination;
+    let DestinationSettings { webhook_url, authorization, attempt_timeout: _, .. } = destination;
     let uri: Uri = webhook_url.as_str().parse().expect("a client can ask for it");
     assert!(uri.host().is_some_and(|host| !host.is_empty()) && webhook_url.username().is_empty());
     assert!(matches!(webhook_url.scheme(), "http" | "https") && webhook_url.password().is_none());

@@ -283,7 +283,7 @@ async fn a_hang_up_is_told_of_and_ends_nothing() {
     let program = Program::start(&variance, &[]);
     let id = program.child.id().to_string();
     assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
-    assert_eq!(essence(&program.line()), json!({"level": "WARN", "message": "SIGHUP is ignored"}));
+    assert_eq!(essence(&program.line()), json!({"level": "INFO", "message": "the configuration was read again"}));
     assert_eq!(program.post("/webhook", events("e", 1)).await.status, 200);
 }
 
@@ -334,7 +334,7 @@ async fn too_few_descriptors_are_told_of_at_the_start_and_when_they_are_used_up(
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 40 && exec \"$0\"", env!("CARGO_BIN_EXE_variance-connector")]);
     let program = Program::start_as(command, &variance, &[]);
-    let low = json!({"level": "WARN", "message": "the limit of open files is low", "limit": 40, "wanted": 2176});
+    let low = json!({"level": "WARN", "message": "the limit of open files is low", "limit": 40, "wanted": 2368});
     assert_eq!(program.before.iter().map(essence).collect::<Vec<_>>(), [low]);
     let connections: Vec<_> = (0..60).map(|_| std::net::TcpStream::connect(&program.address).unwrap()).collect();
     let line = essence(&program.line());

@@ -6,6 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
+use crate::program::Program;
+
 /// The folder of the project.
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -93,4 +97,41 @@ fn every_page_can_be_reached_from_the_readme_and_is_short() {
         assert!(reached.contains(path), "no page links to {}", path.display());
         assert!(page.lines().count() <= 200, "{} is longer than 200 lines", path.display());
     }
+}
+
+/// The blocks of code of a page, with the word behind their fence.
+fn blocks(page: &str) -> Vec<(&str, &str)> {
+    let fenced = page.split("\n```").skip(1).step_by(2);
+    fenced.map(|block| block.split_once('\n').expect("a fence ends its line")).collect()
+}
+
+#[tokio::test]
+async fn accounts_and_contacts_are_what_preview_prints() {
+    let page = fs::read_to_string(root().join("docs/accounts-and-contacts.md")).unwrap();
+    assert!(page.lines().count() < 200);
+    let mut examples = 0;
+    for pair in blocks(&page).chunks(2) {
+        let [("sh", command), ("json", expected)] = pair else { panic!("{pair:?} is no example") };
+        let (command, input) = command.split_once(" <<'EOF'\n").unwrap();
+        let (variables, arguments) = command.split_once("variance-connector ").unwrap();
+        let mut program = Program::new(arguments.split(' ')).input(input.strip_suffix("\nEOF").unwrap());
+        for variable in variables.split("CONNECTOR_").skip(1) {
+            let (name, value) = variable.split_once('=').unwrap();
+            // The page quotes what a shell would take apart.
+            program = program.env(&format!("CONNECTOR_{name}"), value.trim().trim_matches('\''));
+        }
+        let ended = program.run().await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let mut message: Value = serde_json::from_str(&ended.out).unwrap_or_else(|_| panic!("{ended:?}"));
+        let fields = message.as_object_mut().unwrap();
+        fields.remove("libary").unwrap();
+        let context = fields["context"].as_object_mut().unwrap();
+        context.remove("library").unwrap();
+        if context.is_empty() {
+            fields.remove("context");
+        }
+        assert_eq!(message, serde_json::from_str::<Value>(expected).unwrap(), "{command}");
+        examples += 1;
+    }
+    assert_eq!(examples, 6);
 }

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     io,
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -73,6 +74,8 @@ struct Seats {
 /// The place of one connection.
 #[derive(Debug)]
 pub(super) struct Seat {
+    /// Who sends: a proxy, where there is one.
+    pub(super) peer: SocketAddr,
     idle: Arc<Idle>,
     /// Ends the connection.
     close: CancellationToken,
@@ -97,8 +100,8 @@ impl Connections {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let failures = Repeated::default();
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Most often there are no descriptors left: only time can help.
                     if let Some(times) = failures.note(Instant::now()) {
@@ -110,7 +113,7 @@ impl Connections {
             };
             let permit = self.make_room(&permits).await;
             let (routes, ending, metrics) = (Arc::clone(&routes), self.ending.clone(), metrics.clone());
-            let (head_timeout, seat) = (self.head_timeout, Seat::new(&self.idle));
+            let (head_timeout, seat) = (self.head_timeout, Seat::new(peer, &self.idle));
             self.tracker.spawn(async move {
                 metrics.connections().inc();
                 connection(stream, &routes, head_timeout, &seat, ending).await;
@@ -155,8 +158,9 @@ impl Idle {
 }
 
 impl Seat {
-    pub(super) fn new(idle: &Arc<Idle>) -> Arc<Self> {
+    pub(super) fn new(peer: SocketAddr, idle: &Arc<Idle>) -> Arc<Self> {
         let seat = Self {
+            peer,
             idle: Arc::clone(idle),
             close: CancellationToken::new(),
             since: AtomicU64::new(0),

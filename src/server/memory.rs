@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(charge.grow(8), Ok(()));
         assert_eq!(charge.grow(3), Err(NoRoom));
         assert_eq!(rooms(), (92, 2));
-        charge.prove(&Seat::new(&Arc::<Idle>::default()));
+        charge.prove(&Seat::new("127.0.0.1:1".parse().unwrap(), &Arc::<Idle>::default()));
         assert_eq!(rooms(), (92, 10));
         assert_eq!(charge.grow(92), Ok(()));
         assert_eq!(charge.grow(1), Err(NoRoom));

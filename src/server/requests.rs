@@ -12,6 +12,7 @@
 //! * Its connection, until there are too many and it is the one that has been idle longest.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -161,7 +162,8 @@ impl Requests {
         let arrived = SystemTime::now();
         // PostHog's batch export and SDKs can present a token nowhere else than in the body.
         let takes_api_key = route.label == RouteLabel::Batch;
-        let proof = self.server.auth.judge_head(headers, arrived, takes_api_key).map_err(|denied| self.deny(denied))?;
+        let deny = |denied| self.deny(denied, route, headers, seat.peer);
+        let proof = self.server.auth.judge_head(headers, arrived, takes_api_key).map_err(deny)?;
         if !is_json(headers) {
             let reason = "the content type must be application/json (or text/plain, or none)";
             return Err(Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
@@ -181,7 +183,7 @@ impl Requests {
             let is_proven;
             (received, is_proven) = self.prove(received, headers, signature, api_key, deadline).await?;
             if !is_proven {
-                return Err(self.deny(otherwise));
+                return Err(deny(otherwise));
             }
             received.charge.prove(seat);
         }
@@ -346,7 +348,11 @@ impl Requests {
         };
         let message = match self.server.mapping.borrow().message(&event, arrived, scratch) {
             Ok(message) => message,
-            Err(NoMessage::Filtered(filtered)) => return Element { event: None, fate: Fate::Filtered(filtered) },
+            Err(NoMessage::Filtered(filtered)) => {
+                let (uuid, call) = (event.uuid.as_str(), filtered.labels().0);
+                tracing::debug!(uuid, call = call.as_ref(), outcome = "filtered", reason = %filtered, "an event has ended");
+                return Element { event: None, fate: Fate::Filtered(filtered) };
+            }
             Err(NoMessage::Invalid(invalid)) => return Element { event: None, fate: Fate::Invalid(invalid) },
         };
         let identity = self.server.outbox.identity(&event.key());
@@ -437,10 +443,11 @@ impl Requests {
     }
 
     /// The reply to a sender without a right credential.
-    fn deny(&self, denied: Denied) -> Reply {
+    fn deny(&self, denied: Denied, route: &Route, headers: &HeaderMap, peer: SocketAddr) -> Reply {
         self.server.metrics.auth_failed(denied.into());
         if let Some(requests) = self.refusals.note(Instant::now()) {
-            tracing::warn!(requests, reason = %denied, "senders were refused");
+            let (route, address, claimed) = (route.label.as_ref(), peer.ip(), claimed_addresses(headers));
+            tracing::warn!(requests, reason = %denied, route, %address, claimed, "senders were refused");
         }
         Reply::error(StatusCode::UNAUTHORIZED, denied.to_string())
     }
@@ -458,6 +465,14 @@ impl Requests {
             reply_now.run_until_cancelled(timeout(DISCARD_FOR, read)).await
         });
     }
+}
+
+/// The addresses that `X-Forwarded-For` claims, if it looks like that: a sender can write anything there.
+fn claimed_addresses(headers: &HeaderMap) -> Option<&str> {
+    const LONGEST: usize = 200;
+    let claimed = headers.get("x-forwarded-for")?.to_str().ok()?;
+    let is_address = |byte: u8| byte.is_ascii_hexdigit() || b".:, []".contains(&byte);
+    (claimed.len() <= LONGEST && claimed.bytes().all(is_address)).then_some(claimed)
 }
 
 /// Whether the body may be JSON by its type: senders often leave it out, some say it twice, and browsers say `text/plain`.

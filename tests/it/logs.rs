@@ -190,7 +190,8 @@ async fn refused_senders_are_summed_up() {
     let variance = Variance::start().await;
     let mut program = Program::start(&variance, &[]);
     for _ in 0..50 {
-        assert_eq!(Reply::of(program.request("/webhook", "{}")).await.status, 401);
+        let request = program.request("/webhook", "{}").header("x-forwarded-for", "203.0.113.7, 10.0.0.1");
+        assert_eq!(Reply::of(request).await.status, 401);
     }
     let (_, rest) = program.stop();
     let lines: Vec<_> = rest.iter().filter(|line| line["message"] == "senders were refused").map(essence).collect();
@@ -199,6 +200,9 @@ async fn refused_senders_are_summed_up() {
         "message": "senders were refused",
         "requests": 1,
         "reason": "no credential: the header `Authorization: Bearer <token>` is missing",
+        "route": "webhook",
+        "address": "127.0.0.1",
+        "claimed": "203.0.113.7, 10.0.0.1",
     });
     assert_eq!(lines[0], first);
     // Where a machine is so slow that ten seconds pass, there is another line.

@@ -167,10 +167,12 @@ async fn more_idle_connections_than_there_may_be_keep_nobody_out_and_end_no_requ
         stream.write_all(said[n as usize % said.len()].as_bytes()).await.unwrap();
         idle.push(stream);
     }
-    let health = timeout(PATIENCE, Reply::of(harness::client().get(format!("http://{address}/healthz"))));
-    assert_eq!(health.await.expect("a new connection is served").status, 200);
+    let ended = Program::new(["healthcheck"]).env("CONNECTOR_LISTEN", &address).run().await;
+    assert_eq!(ended.code, 0, "{}", ended.err);
     assert_eq!(waiting.await.unwrap().status, 503, "it was answered, when its time was over");
     variance.always(Behaviour::Status(200));
-    let program = Program::new(["healthcheck"]).env("CONNECTOR_LISTEN", &address).run().await;
-    assert_eq!(program.code, 0, "{}", program.err);
+    let client = harness::client();
+    let event = json!({"event": "e", "uuid": "second"}).to_string();
+    let request = client.post(format!("http://{address}/webhook")).bearer_auth(TOKEN).body(event);
+    assert_eq!(Reply::of(request).await.status, 200, "a new connection is served");
 }

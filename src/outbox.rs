@@ -15,8 +15,8 @@
 //! * **No hostage.** An event that Variance always fails on delays nobody else. When its hour is over it is *refused*
 //!   if others were accepted meanwhile, and *abandoned* if none was.
 //! * **Bounded.** Memory, sockets, time and the volume of the log have limits that hold under hostile load. Memory is
-//!   the sum of `delivery.max_held`, four times `server.max_body` for bodies being read (16 MiB at least), and 80 MiB
-//!   for connections, remembered outcomes and the program itself, and a quarter of that sum for what the allocator
+//!   the sum of `delivery.max_held`, four times `server.max_body` and 8 MiB for bodies being read (16 MiB at
+//!   least), and 80 MiB for connections, remembered outcomes and the program itself, and a quarter of that sum for what the allocator
 //!   keeps: 512 MiB at the defaults.
 //!
 //! Its limits:

@@ -30,7 +30,7 @@ pub struct ServiceSettings {
 impl ServiceSettings {
     /// The most memory that the process takes, in bytes. [`outbox`] says what the sum is made of.
     fn memory_limit(&self) -> usize {
-        let bodies = (4 * self.server.max_body).max(16 << 20);
+        let bodies = (4 * self.server.max_body + (8 << 20)).max(16 << 20);
         let sum = self.outbox.max_held + bodies + (80 << 20);
         sum + sum / 4
     }

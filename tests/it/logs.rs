@@ -151,6 +151,23 @@ async fn each_request_is_a_line_at_debug() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_event_is_a_line_at_debug_that_says_what_became_of_it() {
+    let variance = Variance::start().await;
+    let program = Program::start(&variance, &[("CONNECTOR_LOG_LEVEL", "debug")]);
+    let event = json!({"event": "$autocapture", "uuid": "filtered"}).to_string();
+    assert_eq!(program.post("/webhook", event).await.status, 200);
+    let expected = json!({
+        "level": "DEBUG",
+        "message": "an event has ended",
+        "uuid": "filtered",
+        "call": "none",
+        "outcome": "filtered",
+        "reason": "not one of the calls that Variance takes",
+    });
+    assert_eq!(essence(&program.line()), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     let variance = Variance::start().await;
     variance.always(Behaviour::Status(502));
@@ -357,7 +374,12 @@ fn every_line_that_the_documentation_names_is_read_by_a_test_here() {
     let messages: Vec<_> = rows.map(|row| row.split('`').next().unwrap()).collect();
     assert!(messages.len() > 10, "{messages:?}");
     for message in messages {
-        let tests = [include_str!("logs.rs"), include_str!("replies.rs"), include_str!("unread_log.rs")];
+        let tests = [
+            include_str!("logs.rs"),
+            include_str!("reload.rs"),
+            include_str!("replies.rs"),
+            include_str!("unread_log.rs"),
+        ];
         assert!(tests.iter().any(|tests| tests.contains(&format!("\"{message}\""))), "{message}");
     }
 }

@@ -404,6 +404,7 @@ fn outbox(reader: &mut Reader) -> Result<outbox::OutboxSettings, Reported> {
     Ok(outbox::OutboxSettings {
         concurrency: concurrency?,
         retry_for: retry_for?,
+        abandon: true,
         max_held: max_held?,
         pacing: outbox::Pacing::default(),
     })

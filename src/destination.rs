@@ -102,6 +102,9 @@ pub enum Fault {
     /// Variance answered with a status that neither accepts nor refuses the event.
     #[error("Variance answered {0}")]
     Status(StatusCode),
+    /// Variance refused the event, but nothing shows that it takes any.
+    #[error("Variance refuses every event: {0}")]
+    RefusesAll(StatusCode),
     /// Variance did not answer in time.
     #[error("Variance did not answer in time")]
     Timeout,
@@ -149,7 +152,7 @@ impl From<AttemptResult> for AttemptLabel {
             AttemptResult::Accepted => Self::Accepted,
             AttemptResult::Refused(_) => Self::Refused,
             AttemptResult::Failed { fault, .. } => match fault {
-                Fault::Status(_) => Self::Status,
+                Fault::Status(_) | Fault::RefusesAll(_) => Self::Status,
                 Fault::Timeout | Fault::SlowDns => Self::Timeout,
                 Fault::Dns
                 | Fault::TlsName
@@ -171,7 +174,7 @@ impl Fault {
     pub fn is_url(self) -> bool {
         match self {
             Self::Status(status) => matches!(status.as_u16(), 300..=399 | 404 | 405 | 410),
-            Self::Dns => true,
+            Self::Dns | Self::RefusesAll(_) => true,
             _ => false,
         }
     }

@@ -9,11 +9,19 @@
 //!   then drops the event. The connector answers 503 when Variance does not have an event in time, which is the truth,
 //!   but keeps the event in memory and goes on trying for `delivery.retry_for` (an hour). A re-send of the same event
 //!   joins the attempt under way instead of starting a second one.
-//! * **Effectively once, for as long as the process lives.** A final outcome (accepted or refused) is remembered for an
-//!   hour, unless 100,000 others come within it (at most 200,000 are kept, in 8 MiB); a re-send is answered from memory
-//!   without a second POST. Two events are the same when their `uuid`, name and `distinct_id` are.
-//! * **No hostage.** An event that Variance always fails on delays nobody else. When its hour is over it is *refused*
-//!   if others were accepted meanwhile, and *abandoned* if none was.
+//! * **Effectively once, for as long as the process lives.** That an event was accepted is remembered for an hour,
+//!   unless 100,000 others come within it (at most 200,000 are kept, in 8 MiB); a re-send is answered from memory
+//!   without a second POST. A refusal is remembered for a minute, so that sending again works once its reason is gone.
+//!   Two events are the same when their `uuid`, name and `distinct_id` are.
+//! * **A refusal is believed only from a Variance that takes other events.** Until it has accepted one, and again after
+//!   20 refusals in a row, a refusal is its fault like any other: a wrong URL or format loses nothing.
+//! * **No hostage.** An event that Variance always fails on delays nobody else. Once it has failed twice while others
+//!   were accepted, its failures pause nothing. When its hour is over it is *refused* if it failed three times, each
+//!   followed by another's acceptance before its next attempt; else it is *abandoned*. Neither is remembered.
+//! * **Who waits goes first.** Events that a sender waits for go before those that are held, which get one attempt in
+//!   four; senders take turns, event by event.
+//! * **A stop delivers first.** It ends the pause and all waits between attempts: everything held is attempted at once,
+//!   and what fails again every second, within `delivery.shutdown_grace`.
 //! * **Bounded.** Memory, sockets, time and the volume of the log have limits that hold under hostile load. Memory is
 //!   the sum of `delivery.max_held`, four times `server.max_body` and 8 MiB for bodies being read (16 MiB at
 //!   least), and 80 MiB for connections, remembered outcomes and the program itself, and a quarter of that sum for what the allocator
@@ -38,7 +46,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,21 +61,27 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::{health::Health, memory::Identity};
 use self::{
     health::News,
     loss_log::LossLog,
     memory::IdentityKey,
     state::{Admission, Ended, Job, State},
 };
+pub use self::{
+    health::{Health, LogPacing},
+    lanes::RequestId,
+    memory::Identity,
+};
 use crate::{
     backoff::Backoff,
-    destination::{AttemptResult, Destination},
+    destination::{Destination, Fault},
     metrics::{self, Metrics, OutcomeLabel},
+    repeated::Repeated,
     variance::Message,
 };
 
 mod health;
+mod lanes;
 mod loss_log;
 mod memory;
 mod state;
@@ -76,6 +93,9 @@ pub struct OutboxSettings {
     pub concurrency: usize,
     /// How long an undelivered event is held.
     pub retry_for: Duration,
+    /// Whether an event whose time is over is abandoned if it cannot be called refused. Else only a suspect is, see the
+    /// [rules](Outbox): others are held for as long as Variance is away.
+    pub abandon: bool,
     /// Bytes of memory for undelivered events, bookkeeping included.
     pub max_held: usize,
     /// The waits between attempts.
@@ -85,8 +105,9 @@ pub struct OutboxSettings {
 impl Default for OutboxSettings {
     fn default() -> Self {
         Self {
-            concurrency: 256,
+            concurrency: 64,
             retry_for: Duration::from_secs(60 * 60),
+            abandon: true,
             max_held: 64 << 20,
             pacing: Pacing::default(),
         }
@@ -100,13 +121,23 @@ pub struct Pacing {
     pub backoff: Backoff,
     /// Between the probes of a destination that is down.
     pub open_for: Backoff,
+    /// For how long an acceptance shows that Variance takes events.
+    pub recent: Duration,
+    /// For how long refusals are remembered: longer than senders send again by themselves, shorter than it takes to mend
+    /// Variance and send again by hand.
+    pub refusals_known_for: Duration,
+    /// Between the log's lines about outages.
+    pub log: LogPacing,
 }
 
 impl Default for Pacing {
     fn default() -> Self {
         Self {
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
-            open_for: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            open_for: Backoff::new(Duration::from_secs(1), Duration::from_secs(15)),
+            recent: Duration::from_secs(2),
+            refusals_known_for: Duration::from_secs(60),
+            log: LogPacing { change: Duration::from_secs(10), lasting: Duration::from_secs(5 * 60) },
         }
     }
 }
@@ -120,9 +151,9 @@ pub enum Outcome {
     /// Variance will not have it.
     #[error(transparent)]
     Refused(Refusal),
-    /// It was not delivered in its time, and no other event was.
-    #[error("Variance could not be reached for as long as events are held")]
-    Abandoned,
+    /// It was not delivered in its time. What the last attempt came to is said if it is known.
+    #[error("Variance did not take the event in time{}", last_answer(.0.as_ref()))]
+    Abandoned(Option<Fault>),
 }
 
 /// Why Variance will not have an event.
@@ -131,9 +162,13 @@ pub enum Refusal {
     /// It said so.
     #[error("Variance refused the event: {0}")]
     Status(StatusCode),
-    /// It failed each attempt, and took others meanwhile.
-    #[error("Variance failed each attempt to deliver the event, and took others meanwhile")]
-    KeptFailing,
+    /// It kept failing, and others were accepted meanwhile.
+    #[error("the event kept failing, and Variance took others meanwhile{}", last_answer(Some(.0)))]
+    KeptFailing(Fault),
+}
+
+fn last_answer(fault: Option<&Fault>) -> String {
+    fault.map_or_else(String::new, |fault| format!("; at last: {fault}"))
 }
 
 /// What became of an event that was handed over.
@@ -173,6 +208,9 @@ struct Shared {
     driven: Mutex<Driven>,
     loss_log: Mutex<LossLog>,
     identity_key: IdentityKey,
+    requests: AtomicU64,
+    /// Tells of a full outbox.
+    full: Repeated,
     max_held: usize,
     destination: RwLock<Arc<Destination>>,
     /// The webhook URL may be wrong.
@@ -202,6 +240,8 @@ impl Outbox {
             identity_key: IdentityKey::random(),
             destination: RwLock::new(Arc::new(destination)),
             url_doubted: Notify::new(),
+            requests: AtomicU64::new(0),
+            full: Repeated::default(),
             metrics,
             timer: Notify::new(),
             room: Notify::new(),
@@ -217,12 +257,17 @@ impl Outbox {
         self.0.identity_key.identity(key.each_ref().map(AsRef::as_ref))
     }
 
-    /// Takes an event in, or joins the one of the same identity.
-    pub fn hand_over(&self, identity: Identity, message: &Message) -> HandOver {
+    /// Names a request. Its events take turns with those of others.
+    pub fn request(&self) -> RequestId {
+        RequestId(self.0.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Takes an event of a request in, or joins the one of the same identity.
+    pub fn hand_over(&self, request: RequestId, identity: Identity, message: &Message) -> HandOver {
         if state::cost(message) > self.0.max_held {
             return HandOver::TooLarge;
         }
-        match self.0.change(|state, now| state.hand_over(identity, message, now)) {
+        match self.0.change(|state, now| state.hand_over(request, identity, message, now)) {
             Admission::New(outcome) => HandOver::UnderWay(Pending(outcome)),
             Admission::Joined(outcome) => {
                 self.0.metrics.joined();
@@ -232,7 +277,10 @@ impl Outbox {
                 self.0.metrics.joined();
                 HandOver::Ended(outcome)
             }
-            Admission::Full => HandOver::Full,
+            Admission::Full => {
+                self.0.tell_that_full();
+                HandOver::Full
+            }
         }
     }
 
@@ -299,6 +347,11 @@ impl Outbox {
         }
     }
 
+    /// Attempts everything that is held at once, because the process is to stop: no pause and no backoff holds any more.
+    pub fn drain(&self) {
+        self.0.change(State::stop);
+    }
+
     /// Stops all attempts and abandons what is still held. Returns how many events that were.
     pub async fn close(&self) -> usize {
         self.0.stop.cancel();
@@ -327,14 +380,20 @@ impl Shared {
     /// Changes the state, starts the attempts that it allows after that, and sets the timer earlier if need be.
     fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let now = Instant::now();
-        let Driven { state, timer } = &mut *self.driven();
+        let mut driven = self.driven();
+        let Driven { state, timer } = &mut *driven;
         let outcome = change(state, now);
         while let Some(job) = state.next_job(now) {
             self.spawn(Arc::clone(self).attempt(job));
         }
+        let news = state.news(now).map(|news| (news, state.held()));
         if let Some(due) = state.due(now).filter(|due| timer.is_none_or(|timer| *due < timer)) {
             *timer = Some(due);
             self.timer.notify_one();
+        }
+        drop(driven);
+        if let Some((news, held)) = news {
+            self.log(news, held);
         }
         outcome
     }
@@ -363,13 +422,15 @@ impl Shared {
             let start = Instant::now();
             let destination = Arc::clone(&self.destination.read().expect("no panic while it is locked"));
             let (result, reply) = destination.post(job.message.body()).await;
-            if matches!(result, AttemptResult::Failed { fault, .. } if fault.is_url()) {
+            self.metrics.attempted(result.into(), start.elapsed());
+            let finished = self.change(|state, now| state.finish(&job, result, now));
+            if finished.fault.is_some_and(Fault::is_url) {
                 self.url_doubted.notify_one();
             }
-            self.metrics.attempted(result.into(), start.elapsed());
-            let (ended, news) = self.change(|state, now| state.finish(&job, result, now));
-            news.into_iter().for_each(|news| self.log(news));
-            if let Some(ended) = ended {
+            if finished.has_opened {
+                self.metrics.breaker_opened();
+            }
+            if let Some(ended) = finished.ended {
                 self.announce(ended);
             }
             reply.discard().await;
@@ -390,36 +451,56 @@ impl Shared {
         let counted = match outcome {
             Outcome::Delivered => OutcomeLabel::Delivered,
             Outcome::Refused(_) => OutcomeLabel::Refused,
-            Outcome::Abandoned => OutcomeLabel::Abandoned,
+            Outcome::Abandoned(_) => OutcomeLabel::Abandoned,
         };
         self.metrics.ended(message.call.into(), counted, 1);
         if outcome != Outcome::Delivered {
             let reason: &dyn fmt::Display = match outcome {
-                Outcome::Abandoned if self.stop.is_cancelled() => &"the connector stopped before Variance had it",
-                Outcome::Delivered | Outcome::Refused(_) | Outcome::Abandoned => &outcome,
+                Outcome::Abandoned(_) if self.stop.is_cancelled() => &"the connector stopped before Variance had it",
+                Outcome::Delivered | Outcome::Refused(_) | Outcome::Abandoned(_) => &outcome,
             };
             if self.loss_log().note(message.id(), reason, Instant::now()) {
                 self.timer.notify_one();
             }
         }
+        tracing::debug!(
+            uuid = message.id(),
+            call = message.call.name(),
+            outcome = counted.as_ref(),
+            attempts = ended.attempts,
+            seconds = ended.arrived.elapsed().as_secs_f64(),
+            "an event has ended"
+        );
         ended.tell();
         self.room.notify_waiters();
     }
 
-    fn log(&self, news: News) {
-        let (held, bytes) = self.driven().state.held();
+    fn log(&self, news: News, (held, bytes): (usize, usize)) {
         match news {
             News::Paused(reason) => {
-                self.metrics.breaker_opened();
                 tracing::warn!(%reason, held, "Variance cannot take events: they are held and tried again");
             }
-            News::RefusesAll(reason, count) => {
-                tracing::error!(%reason, "Variance has refused the last {count} events: is variance.webhook_url right?");
+            News::StillPaused(reason, time) => {
+                let next_attempt_seconds = self.driven().state.paused(Instant::now()).map_or(0, |wait| wait.as_secs());
+                let (seconds, held_percent) = (time.as_secs(), 100 * bytes / self.max_held);
+                tracing::warn!(%reason, seconds, held, bytes, held_percent, next_attempt_seconds, "Variance still cannot take events");
             }
-            News::Resumed(since) => {
-                let seconds = since.elapsed().unwrap_or_default().as_secs();
-                tracing::info!(paused_seconds = seconds, held, bytes, "Variance takes events again");
+            News::RefusesAll(status) => tracing::error!(
+                %status,
+                held,
+                "Variance refuses every event, so none is taken for refused: are variance.webhook_url and variance.format right?"
+            ),
+            News::Resumed(time) => {
+                tracing::info!(paused_seconds = time.as_secs(), held, bytes, "Variance takes events again");
             }
+        }
+    }
+
+    fn tell_that_full(&self) {
+        if let Some(times) = self.full.note(Instant::now()) {
+            let (held, bytes) = self.driven().state.held();
+            let limit = self.max_held;
+            tracing::warn!(held, bytes, limit, times, "the connector is full: senders are told to send again later");
         }
     }
 
@@ -464,7 +545,7 @@ mod tests {
         for _ in 0..3 {
             // A request may hold the same event many times.
             let pending: Vec<_> = (0..10)
-                .map(|_| match outbox.hand_over(outbox.identity(&["a", "e", "d"]), &message) {
+                .map(|_| match outbox.hand_over(outbox.request(), outbox.identity(&["a", "e", "d"]), &message) {
                     HandOver::UnderWay(pending) => pending,
                     handed => panic!("{handed:?}"),
                 })

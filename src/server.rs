@@ -113,6 +113,7 @@ impl Server {
             let end = Instant::now() + shutdown_grace;
             tracing::info!(grace = %humantime::format_duration(shutdown_grace), "stopping: no more events are taken in");
             requests.draining.cancel();
+            server.outbox.drain();
             let finished = async {
                 server.outbox.emptied().await;
                 requests.answered().await;

@@ -45,7 +45,7 @@ use crate::{
     config::{self, Flags, Forwarding},
     destination::Destination,
     metrics::Metrics,
-    outbox::Outbox,
+    outbox::{Outbox, OutboxSettings},
     query_api::{PosthogSettings, QueryApi},
     shutdown,
 };
@@ -207,6 +207,8 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
 
     let concurrency = outbox.concurrency;
     let destination = Destination::new(destination);
+    // A file can wait for as long as Variance is away.
+    let outbox = OutboxSettings { abandon: false, ..outbox };
     let outbox = Outbox::start(outbox, destination, Metrics::new());
     let resume = match &posthog {
         Some((Task::Time { span: (since, _), after, .. }, _)) => Resume::From(*since, after.map(|id| id.to_string())),
@@ -244,6 +246,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     };
     let sender = Sender {
         outbox: &outbox,
+        request: outbox.request(),
         queue,
         under_way: BTreeMap::new(),
         outcomes: FuturesUnordered::new(),
@@ -252,8 +255,6 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
         counts: &counts,
         failures: &mut failures,
         progress: &progress,
-        returned: 0,
-        last_pause: None,
         next: &next,
         grace: shutdown_grace,
         stop_by: None,

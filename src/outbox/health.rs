@@ -1,14 +1,20 @@
-//! What is known of Variance's state.
+//! What is known of Variance, and what the log was told of it.
 
-use std::time::SystemTime;
+use std::{
+    mem,
+    time::{Duration, SystemTime},
+};
 
+use http::StatusCode;
 use tokio::time::Instant;
 
-use super::{Outcome, Refusal};
-use crate::{destination::Fault, metrics::StateLabel};
+use crate::{
+    destination::{AttemptResult, Fault},
+    metrics::StateLabel,
+};
 
-/// How many refusals without a delivery between them mean that something is wrong for all.
-const REFUSALS_IN_A_ROW: u32 = 100;
+/// How many refusals in a row are believed.
+const REFUSALS_BELIEVED: u32 = 20;
 
 /// Variance's state, and since when.
 #[derive(Clone, Debug)]
@@ -19,19 +25,50 @@ pub struct Health {
     pub since: SystemTime,
     /// What is wrong, while something is.
     pub reason: Option<Fault>,
+    /// How many different events were refused while refusals were in doubt, since the last acceptance.
+    pub doubted: usize,
     last_success: Option<Instant>,
+    /// How many events were accepted.
+    pub(super) accepted: u64,
     refused_in_a_row: u32,
+    /// The last refusal that was not believed, until the next acceptance.
+    doubt: Option<StatusCode>,
+    /// When the outage began that is going on.
+    outage: Option<Instant>,
+    outage_ended: Option<Instant>,
+    told: Told,
 }
 
-/// A change that operators want to know.
-#[derive(Clone, Copy, Debug)]
+/// What the log was told, and when.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    /// It was told of an outage that began then, and not yet of its end.
+    outage: Option<Instant>,
+    at: Option<Instant>,
+    doubt: bool,
+    doubt_at: Option<Instant>,
+}
+
+/// How often the log is told of outages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPacing {
+    /// Between two lines about the beginning or the end of outages, at least.
+    pub change: Duration,
+    /// Between two lines while an outage lasts.
+    pub lasting: Duration,
+}
+
+/// What operators want to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// Posting is paused.
     Paused(Fault),
-    /// It goes on after a pause that began then.
-    Resumed(SystemTime),
-    /// So many events in a row were refused.
-    RefusesAll(Refusal, u32),
+    /// It is still paused, after so long.
+    StillPaused(Fault, Duration),
+    /// It goes on after a pause of that long.
+    Resumed(Duration),
+    /// Refusals with this status are not believed.
+    RefusesAll(StatusCode),
 }
 
 impl Default for Health {
@@ -40,8 +77,14 @@ impl Default for Health {
             state: StateLabel::Unknown,
             since: SystemTime::now(),
             reason: None,
+            doubted: 0,
             last_success: None,
+            accepted: 0,
             refused_in_a_row: 0,
+            doubt: None,
+            outage: None,
+            outage_ended: None,
+            told: Told::default(),
         }
     }
 }
@@ -52,55 +95,82 @@ impl Health {
         self.last_success.and_then(|last| SystemTime::now().checked_sub(last.elapsed()))
     }
 
-    /// Notes an answer, and returns what there is to log of it.
-    pub(super) fn answered(&mut self, outcome: Outcome, now: Instant) -> Vec<News> {
-        let mut news = Vec::new();
-        if self.state != StateLabel::Up {
-            if self.state == StateLabel::Paused {
-                news.push(News::Resumed(self.since));
-            }
-            self.enter(StateLabel::Up, None);
+    /// What an answer says. A refusal is believed only from a destination that takes other events; else it is a fault.
+    pub(super) fn believe(&mut self, result: AttemptResult) -> AttemptResult {
+        let AttemptResult::Refused(status) = result else { return result };
+        self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
+        if self.accepted > 0 && self.refused_in_a_row <= REFUSALS_BELIEVED {
+            return result;
         }
-        if let Outcome::Refused(refusal) = outcome {
-            self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
-            if self.refused_in_a_row == REFUSALS_IN_A_ROW {
-                news.push(News::RefusesAll(refusal, REFUSALS_IN_A_ROW));
-            }
-        } else {
-            self.last_success = Some(now);
-            self.refused_in_a_row = 0;
-        }
-        news
+        self.doubt = Some(status);
+        AttemptResult::Failed { fault: Fault::RefusesAll(status), retry_after: None }
     }
 
-    /// Notes a fault, and returns what there is to log of it.
-    pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, was_closed: bool) -> Vec<News> {
+    pub(super) fn accepted(&mut self, now: Instant) {
+        self.accepted += 1;
+        self.last_success = Some(now);
+        (self.refused_in_a_row, self.doubt, self.doubted, self.told.doubt) = (0, None, 0, false);
+        self.answered(now);
+    }
+
+    /// Notes that Variance has accepted or refused an event.
+    pub(super) fn answered(&mut self, now: Instant) {
+        if self.outage.take().is_some() {
+            self.outage_ended = Some(now);
+        }
+        if self.state != StateLabel::Up {
+            self.enter(StateLabel::Up, None);
+        }
+    }
+
+    /// Notes a fault of Variance.
+    pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, now: Instant) {
         let state = if is_paused { StateLabel::Paused } else { StateLabel::Failing };
+        if is_paused {
+            self.outage.get_or_insert(now);
+        }
         if state != self.state {
             self.enter(state, Some(fault));
         }
         self.reason = Some(fault);
-        if is_paused && was_closed { vec![News::Paused(fault)] } else { Vec::new() }
     }
 
     fn enter(&mut self, state: StateLabel, reason: Option<Fault>) {
         (self.state, self.since, self.reason) = (state, SystemTime::now(), reason);
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use http::StatusCode;
+    /// What the log is to be told now, if anything is.
+    pub(super) fn news(&mut self, pacing: LogPacing, now: Instant) -> Option<News> {
+        if self.news_due(pacing, now).is_none_or(|due| due > now) {
+            return None;
+        }
+        if let Some(status) = self.doubt.filter(|_| !self.told.doubt) {
+            (self.told.doubt, self.told.doubt_at) = (true, Some(now));
+            return Some(News::RefusesAll(status));
+        }
+        self.told.at = Some(now);
+        match (self.outage, self.told.outage, self.reason) {
+            (Some(since), Some(_), Some(reason)) => Some(News::StillPaused(reason, now.duration_since(since))),
+            (Some(since), None, Some(reason)) => {
+                self.told.outage = Some(since);
+                Some(News::Paused(reason))
+            }
+            (None, Some(since), _) => {
+                self.told.outage = None;
+                let end = mem::take(&mut self.outage_ended).unwrap_or(now);
+                Some(News::Resumed(end.duration_since(since)))
+            }
+            (_, None, _) | (Some(_), Some(_), None) => None,
+        }
+    }
 
-    use super::*;
-
-    #[test]
-    fn the_refusal_that_ends_a_pause_can_be_the_one_too_many() {
-        let (mut health, now) = (Health::default(), Instant::now());
-        let refused = Outcome::Refused(Refusal::Status(StatusCode::CONFLICT));
-        (1..REFUSALS_IN_A_ROW).for_each(|_| assert!(health.answered(refused, now).is_empty()));
-        assert!(matches!(*health.failed(Fault::Timeout, true, true), [News::Paused(Fault::Timeout)]));
-        let news = health.answered(refused, now);
-        assert!(matches!(*news, [News::Resumed(_), News::RefusesAll(_, REFUSALS_IN_A_ROW)]), "{news:?}");
+    /// When the log is to be told something, if nothing else happens.
+    pub(super) fn news_due(&self, pacing: LogPacing, now: Instant) -> Option<Instant> {
+        let told = &self.told;
+        let after = |last: Option<Instant>, wait| last.map_or(now, |last| last + wait);
+        let doubt = (self.doubt.is_some() && !told.doubt).then(|| after(told.doubt_at, pacing.change));
+        let change = (self.outage.is_some() != told.outage.is_some()).then(|| after(told.at, pacing.change));
+        let lasting = told.outage.map(|_| after(told.at, pacing.lasting));
+        doubt.into_iter().chain(change.or(lasting)).min()
     }
 }

@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
+use http::StatusCode;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use tokio::time::Instant;
 
-use super::Outcome;
+use super::{Outcome, Refusal};
 
 /// How many final outcomes a generation remembers, and for how long it takes them. Two generations are kept, so an
 /// outcome is remembered for at least this long, unless as many others end meanwhile.
@@ -67,24 +68,41 @@ pub(super) enum Known {
 
 /// All identities that are known.
 ///
-/// Final outcomes take less than 8 MiB, reserved at once: growing would copy them while everybody waits, and what is not
+/// What ran out of time is not known, because sending it again may help. Final outcomes take less than 8 MiB, reserved at once: growing would copy them while everybody waits, and what is not
 /// used takes no memory. What those under way take is part of the cost of an entry.
 #[derive(Debug)]
 pub(super) struct Memory {
     under_way: Table<Number>,
     /// What has ended since `since`.
-    recent: Table<Outcome>,
+    recent: Table<Remembered>,
     /// What ended in the generation before.
-    former: Table<Outcome>,
+    former: Table<Remembered>,
     since: Instant,
+    start: Instant,
+    refusals_known_for: Duration,
+}
+
+/// How an event has ended.
+#[derive(Clone, Copy, Debug)]
+enum Remembered {
+    Accepted,
+    /// With this status, so many seconds after the start.
+    Refused(StatusCode, u32),
 }
 
 type Table<V> = HashMap<Identity, V, BuildHasherDefault<IdentityHasher>>;
 
 impl Memory {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(refusals_known_for: Duration, now: Instant) -> Self {
         let generation = || Table::with_capacity_and_hasher(GENERATION.0, BuildHasherDefault::default());
-        Self { under_way: Table::default(), recent: generation(), former: generation(), since: now }
+        Self {
+            under_way: Table::default(),
+            recent: generation(),
+            former: generation(),
+            since: now,
+            start: now,
+            refusals_known_for,
+        }
     }
 
     pub(super) fn look_up(&mut self, identity: &Identity, now: Instant) -> Option<Known> {
@@ -92,8 +110,13 @@ impl Memory {
             return Some(Known::UnderWay(*number));
         }
         self.turn_over(now);
-        let outcome = self.recent.get(identity).or_else(|| self.former.get(identity))?;
-        Some(Known::Final(*outcome))
+        match *self.recent.get(identity).or_else(|| self.former.get(identity))? {
+            Remembered::Accepted => Some(Known::Final(Outcome::Delivered)),
+            Remembered::Refused(status, at) => {
+                let is_fresh = u64::from(self.seconds(now) - at) < self.refusals_known_for.as_secs();
+                is_fresh.then_some(Known::Final(Outcome::Refused(Refusal::Status(status))))
+            }
+        }
     }
 
     pub(super) fn begin(&mut self, identity: Identity, number: Number) {
@@ -103,15 +126,24 @@ impl Memory {
     /// Remembers how an event ended, if that is final.
     pub(super) fn end(&mut self, identity: Identity, outcome: Outcome, now: Instant) {
         self.under_way.remove(&identity);
-        if outcome != Outcome::Abandoned {
-            self.turn_over(now);
-            self.recent.insert(identity, outcome);
+        let remembered = match outcome {
+            Outcome::Delivered => Remembered::Accepted,
+            Outcome::Refused(Refusal::Status(status)) => Remembered::Refused(status, self.seconds(now)),
+            Outcome::Refused(Refusal::KeptFailing(_)) | Outcome::Abandoned(_) => return,
+        };
+        self.turn_over(now);
+        self.recent.insert(identity, remembered);
+    }
+
+    /// Forgets what was refused.
+    pub(super) fn forget_refusals(&mut self) {
+        for table in [&mut self.recent, &mut self.former] {
+            table.retain(|_, remembered| matches!(remembered, Remembered::Accepted));
         }
     }
 
-    pub(super) fn forget_refusals(&mut self) {
-        self.recent.retain(|_, outcome| !matches!(outcome, Outcome::Refused(_)));
-        self.former.retain(|_, outcome| !matches!(outcome, Outcome::Refused(_)));
+    fn seconds(&self, now: Instant) -> u32 {
+        u32::try_from(now.duration_since(self.start).as_secs()).unwrap_or(u32::MAX)
     }
 
     pub(super) fn remembered(&self) -> usize {
@@ -156,10 +188,11 @@ mod tests {
     use std::collections::VecDeque;
 
     use fastrand::Rng;
-    use http::StatusCode;
 
     use super::*;
-    use crate::outbox::Refusal;
+    use crate::destination::Fault;
+
+    const REFUSED_FOR: Duration = Duration::from_secs(60);
 
     fn identity(rng: &mut Rng) -> Identity {
         Identity(rng.u64(..), rng.u64(..))
@@ -168,10 +201,10 @@ mod tests {
     #[test]
     fn remembered_outcomes_take_less_than_8_mib_however_many_there_were() {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
-        let mut memory = Memory::new(now);
+        let mut memory = Memory::new(REFUSED_FOR, now);
         // What hashbrown allocates: as many slots as the next power of two over 8/7 of the capacity, each with a byte.
-        let bytes = |table: &Table<Outcome>| {
-            (table.capacity() * 8 / 7).next_power_of_two() * (size_of::<(Identity, Outcome)>() + 1)
+        let bytes = |table: &Table<Remembered>| {
+            (table.capacity() * 8 / 7).next_power_of_two() * (size_of::<(Identity, Remembered)>() + 1)
         };
         let all = |memory: &Memory| bytes(&memory.recent) + bytes(&memory.former);
         let reserved = all(&memory);
@@ -190,43 +223,40 @@ mod tests {
     }
 
     #[test]
-    fn an_outcome_is_known_for_an_hour_or_until_100_000_others_have_ended() {
+    fn an_acceptance_is_known_for_an_hour_or_until_100_000_other_events_have_ended() {
         let (start, mut rng) = (Instant::now(), Rng::with_seed(1));
-        let outcomes = [
-            Outcome::Delivered,
-            Outcome::Refused(Refusal::KeptFailing),
-            Outcome::Refused(Refusal::Status(StatusCode::CONFLICT)),
-        ];
-        let mut end = |memory: &mut Memory, outcome, now| {
+        let mut end = |memory: &mut Memory, now| {
             let identity = identity(&mut rng);
             memory.begin(identity, 1);
             assert_eq!(memory.look_up(&identity, now), Some(Known::UnderWay(1)));
-            memory.end(identity, outcome, now);
+            memory.end(identity, Outcome::Delivered, now);
             identity
         };
         // At any age of the generation that it ends in, by time and by number.
         for (minutes, before) in [(1, 99_999), (59, 50_000), (500, 7)] {
-            for (others, time) in [(GENERATION.0 - 3, Duration::ZERO), (0, GENERATION.1 - Duration::from_nanos(1))] {
-                let mut memory = Memory::new(start);
+            for (others, time) in [(GENERATION.0 - 1, Duration::ZERO), (0, GENERATION.1 - Duration::from_nanos(1))] {
+                let mut memory = Memory::new(REFUSED_FOR, start);
                 for _ in 0..before {
-                    end(&mut memory, Outcome::Delivered, start);
+                    end(&mut memory, start);
                 }
                 let then = start + Duration::from_secs(minutes * 60);
-                let ended = outcomes.map(|outcome| (end(&mut memory, outcome, then), outcome));
+                let ended = end(&mut memory, then);
                 for _ in 0..others {
-                    end(&mut memory, Outcome::Delivered, then);
+                    end(&mut memory, then);
                 }
-                for (identity, outcome) in ended {
-                    let known = memory.look_up(&identity, then + time);
-                    assert_eq!(known, Some(Known::Final(outcome)), "{minutes} min, {before} before, {others} after");
-                }
+                let known = memory.look_up(&ended, then + time);
+                assert_eq!(
+                    known,
+                    Some(Known::Final(Outcome::Delivered)),
+                    "{minutes} min, {before} before, {others} after"
+                );
                 // Not for ever: neither by number …
                 for _ in 0..2 * GENERATION.0 {
-                    end(&mut memory, Outcome::Delivered, then + time);
+                    end(&mut memory, then + time);
                 }
-                assert!(ended.iter().all(|(identity, _)| memory.look_up(identity, then + time).is_none()));
+                assert_eq!(memory.look_up(&ended, then + time), None);
                 // … nor by time.
-                let last = end(&mut memory, Outcome::Delivered, then + time);
+                let last = end(&mut memory, then + time);
                 assert_eq!(memory.look_up(&last, then + time + 2 * GENERATION.1), None);
                 assert_eq!(memory.remembered(), 0);
             }
@@ -234,13 +264,33 @@ mod tests {
     }
 
     #[test]
-    fn what_was_abandoned_is_not_known() {
+    fn a_refusal_is_known_for_a_minute_or_until_refusals_are_forgotten() {
+        let (start, mut rng) = (Instant::now(), Rng::with_seed(1));
+        let mut memory = Memory::new(REFUSED_FOR, start);
+        let (identity, accepted) = (identity(&mut rng), identity(&mut rng));
+        let refused = Outcome::Refused(Refusal::Status(StatusCode::CONFLICT));
+        let then = start + Duration::from_millis(3_600_500);
+        memory.end(identity, refused, then);
+        memory.end(accepted, Outcome::Delivered, then);
+        assert_eq!(memory.look_up(&identity, then + Duration::from_secs(59)), Some(Known::Final(refused)));
+        assert_eq!(memory.look_up(&identity, then + REFUSED_FOR), None);
+        memory.end(identity, refused, then + REFUSED_FOR);
+        assert_eq!(memory.look_up(&identity, then + REFUSED_FOR), Some(Known::Final(refused)));
+        memory.forget_refusals();
+        assert_eq!(memory.look_up(&identity, then + REFUSED_FOR), None);
+        assert_eq!(memory.look_up(&accepted, then + REFUSED_FOR), Some(Known::Final(Outcome::Delivered)));
+    }
+
+    #[test]
+    fn what_ran_out_of_time_is_not_known() {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
-        let mut memory = Memory::new(now);
-        let identity = identity(&mut rng);
-        memory.begin(identity, 7);
-        memory.end(identity, Outcome::Abandoned, now);
-        assert_eq!(memory.look_up(&identity, now), None);
-        assert_eq!(memory.remembered(), 0);
+        for outcome in [Outcome::Abandoned(None), Outcome::Refused(Refusal::KeptFailing(Fault::Timeout))] {
+            let mut memory = Memory::new(REFUSED_FOR, now);
+            let identity = identity(&mut rng);
+            memory.begin(identity, 7);
+            memory.end(identity, outcome, now);
+            assert_eq!(memory.look_up(&identity, now), None);
+            assert_eq!(memory.remembered(), 0);
+        }
     }
 }

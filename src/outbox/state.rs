@@ -1,46 +1,66 @@
 //! The outbox's state and its rules, without a clock, a task or a socket: every call says what time it is.
+//!
+//! One call changes it. What follows from that is taken then, with [`State::next_job`] and [`State::news`] until there is
+//! nothing more, and [`State::due`] says when to call [`State::expire`] next. The rules:
+//!
+//! 1. Events that somebody waits for go first, requests take turns, and the backlog gets its share: [`Lanes`].
+//! 2. No more attempts are under way than Variance keeps up with.
+//! 3. An event that fails while others are accepted is a *suspect*: its faults say nothing of Variance. They count neither for the
+//!    breaker nor for the limit, and what it is asked to wait, it waits alone; so does any event whose 503 says
+//!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` binds all.
+//! 4. Nothing is attempted in a pause: [`Breaker`]. Its probe is a live event if there is one, else the newest and the oldest
+//!    in turn; a suspect only if nothing else is held.
+//! 5. An event whose time is over is refused if it failed three times, each followed by another's acceptance before its next
+//!    attempt; else it is abandoned. Failing with a 429 does not count.
+//! 6. A refusal is believed only from a destination that takes other events: [`Health::believe`].
+//! 7. Once it is to stop, everything is attempted at once, and what fails again every second.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 use http::StatusCode;
 use tokio::{sync::SetOnce, time::Instant};
 
 use super::{
-    OutboxSettings, Outcome, Refusal,
+    OutboxSettings, Outcome, Refusal, RequestId,
     health::{Health, News},
+    lanes::{Lanes, Place},
     memory::{Identity, Known, Memory, Number},
 };
 use crate::{
-    breaker::{Breaker, Permit, Probe},
+    backoff::Backoff,
+    breaker::{AttemptId, Breaker, Permit},
     destination::{AttemptResult, Fault},
     limit::{Attempt, Limit, Reply},
     variance::Message,
 };
 
-/// What an entry takes beside its message: itself, its places in the tables of identities, of entries and of those that
-/// wait, its outcome, who waits for it, and what allocators add. Held to the truth by a test that fills the outbox.
+/// What an entry takes beside its message: itself, its places in the tables of identities, of entries and of the lanes, its
+/// outcome, who waits for it, and what allocators add. Held to the truth by a test that fills the outbox.
 const ENTRY_COST: usize = 640;
+
+/// How many failures that others' acceptances followed make an event's own fault of it.
+const FAILURES_TO_REFUSE: u32 = 3;
+
+/// The wait between the attempts of an event once the outbox is to stop.
+const STOPPING: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1));
 
 #[derive(Debug)]
 pub(super) struct State {
     settings: OutboxSettings,
     /// In the order of their arrival.
     entries: BTreeMap<Number, Entry>,
-    /// When each entry that is not in flight may be attempted.
-    waiting: BTreeSet<(Instant, Number)>,
+    /// Those that are not in flight.
+    lanes: Lanes,
     memory: Memory,
     held_bytes: usize,
     last_number: Number,
     limit: Limit,
+    suspects: usize,
     breaker: Breaker,
-    /// The entry that failed the last probe.
-    failed_probe: Option<Number>,
-    last_delivered: Option<Instant>,
+    /// The last probe that was no live event was the newest one.
+    was_newest: bool,
+    is_stopping: bool,
     pub(super) health: Health,
     rng: Rng,
 }
@@ -50,10 +70,19 @@ struct Entry {
     identity: Identity,
     message: Message,
     arrived: Instant,
-    /// When it may be attempted, which is its place among those that wait. Nothing while it is in flight.
-    due: Option<Instant>,
-    failures: u32,
+    /// Nowhere while it is in flight.
+    place: Option<Place>,
     outcome: Arc<SetOnce<Outcome>>,
+    failures: u32,
+    last_fault: Option<Fault>,
+    /// How many events had been accepted when it failed first, other than with a 429.
+    first_failed_at: Option<u64>,
+    /// The same of its last such failure, until its next attempt.
+    failed_at: Option<u64>,
+    /// See [`Entry::followed_by`].
+    followed: u32,
+    is_suspect: bool,
+    is_doubted: bool,
 }
 
 /// What became of an event that was handed over.
@@ -73,9 +102,20 @@ pub(super) enum Admission {
 #[derive(Debug)]
 pub(super) struct Job {
     number: Number,
+    attempt: AttemptId,
+    slot: Attempt,
     pub(super) message: Message,
-    probe: Option<Probe>,
-    attempt: Attempt,
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// The event, if it has ended.
+    pub(super) ended: Option<Ended>,
+    /// What Variance did wrong, if it did.
+    pub(super) fault: Option<Fault>,
+    /// The breaker was closed, and is open now.
+    pub(super) has_opened: bool,
 }
 
 /// An event that has ended. Those who wait for it are told by [`Ended::tell`].
@@ -83,6 +123,8 @@ pub(super) struct Job {
 pub(super) struct Ended {
     pub(super) message: Message,
     pub(super) outcome: Outcome,
+    pub(super) arrived: Instant,
+    pub(super) attempts: u32,
     told: Arc<SetOnce<Outcome>>,
 }
 
@@ -92,29 +134,69 @@ impl Ended {
     }
 }
 
+impl Entry {
+    /// Whether somebody waits for it.
+    fn is_awaited(&self) -> bool {
+        Arc::strong_count(&self.outcome) > 1
+    }
+
+    /// Notes that an attempt begins after so many acceptances.
+    fn begin(&mut self, accepted: u64) {
+        self.place = None;
+        self.followed = self.followed_by(accepted);
+        self.failed_at = None;
+    }
+
+    /// Notes a fault after so many acceptances.
+    fn fail(&mut self, fault: Fault, accepted: u64) {
+        self.failures = self.failures.saturating_add(1);
+        self.last_fault = Some(fault);
+        if fault != RATE {
+            self.is_suspect |= *self.first_failed_at.get_or_insert(accepted) < accepted;
+            self.failed_at = Some(accepted);
+        }
+    }
+
+    /// How many of its failures another event's acceptance has followed before its next attempt.
+    fn followed_by(&self, accepted: u64) -> u32 {
+        self.followed + u32::from(self.failed_at.is_some_and(|at| at < accepted))
+    }
+}
+
+/// What is about the rate, and not about the event.
+const RATE: Fault = Fault::Status(StatusCode::TOO_MANY_REQUESTS);
+
 impl State {
     pub(super) fn new(settings: OutboxSettings, now: Instant, rng: Rng) -> Self {
+        let concurrency = settings.concurrency;
         Self {
-            breaker: Breaker::new(settings.pacing.open_for),
-            limit: Limit::new(settings.concurrency, now),
+            breaker: Breaker::new(settings.pacing.open_for, settings.pacing.recent),
+            memory: Memory::new(settings.pacing.refusals_known_for, now),
             settings,
             entries: BTreeMap::new(),
-            waiting: BTreeSet::new(),
-            memory: Memory::new(now),
+            lanes: Lanes::default(),
             held_bytes: 0,
             last_number: 0,
-            failed_probe: None,
-            last_delivered: None,
+            limit: Limit::new(concurrency, now),
+            suspects: 0,
+            was_newest: false,
+            is_stopping: false,
             health: Health::default(),
             rng,
         }
     }
 
     /// Takes an event in, or joins the one of the same identity.
-    pub(super) fn hand_over(&mut self, identity: Identity, message: &Message, now: Instant) -> Admission {
+    pub(super) fn hand_over(
+        &mut self,
+        request: RequestId,
+        identity: Identity,
+        message: &Message,
+        now: Instant,
+    ) -> Admission {
         match self.memory.look_up(&identity, now) {
             Some(Known::Final(outcome)) => return Admission::Final(outcome),
-            Some(Known::UnderWay(number)) => return Admission::Joined(Arc::clone(&self.entries[&number].outcome)),
+            Some(Known::UnderWay(number)) => return Admission::Joined(self.join(request, number)),
             None => {}
         }
         let cost = cost(message);
@@ -124,69 +206,151 @@ impl State {
         self.held_bytes += cost;
         self.last_number += 1;
         let (number, outcome) = (self.last_number, Arc::new(SetOnce::new()));
-        let (message, told) = (message.clone(), Arc::clone(&outcome));
-        self.entries.insert(number, Entry { identity, message, arrived: now, due: Some(now), failures: 0, outcome });
-        self.waiting.insert((now, number));
+        let told = Arc::clone(&outcome);
+        let entry = Entry {
+            identity,
+            message: message.clone(),
+            arrived: now,
+            place: Some(self.lanes.add_live(request, number)),
+            outcome,
+            failures: 0,
+            last_fault: None,
+            first_failed_at: None,
+            failed_at: None,
+            followed: 0,
+            is_suspect: false,
+            is_doubted: false,
+        };
+        self.entries.insert(number, entry);
         self.memory.begin(identity, number);
         Admission::New(told)
     }
 
+    /// Lets a request wait for an event that is held. That makes it live if it has not failed.
+    fn join(&mut self, request: RequestId, number: Number) -> Arc<SetOnce<Outcome>> {
+        let entry = self.entries.get_mut(&number).expect("what is under way is held");
+        if entry.failures == 0
+            && let Some(place @ Place::Backlog(_)) = entry.place
+        {
+            self.lanes.remove(number, place);
+            entry.place = Some(self.lanes.add_live(request, number));
+        }
+        Arc::clone(&entry.outcome)
+    }
+
     /// The next attempt that may be made now, if there is one. It takes a slot, see [`State::free_slot`].
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
-        let (number, is_probe) = match self.breaker.permit(now) {
+        let permit = self.permit(now);
+        let number = match permit {
             Permit::Nothing => return None,
-            Permit::All => (self.waiting.first().filter(|(due, _)| *due <= now)?.1, false),
-            Permit::Probe => (self.choose_probe()?, true),
+            Permit::All => self.choose(now)?,
+            Permit::Probe => self.choose_probe(now)?,
         };
         if !self.limit.permit(now) {
             return None;
         }
-        let probe = is_probe.then(|| self.breaker.start_probe());
-        let entry = self.entries.get_mut(&number).expect("what waits is held");
-        let due = entry.due.take().expect("what waits is not in flight");
-        self.waiting.remove(&(due, number));
-        Some(Job { number, message: entry.message.clone(), probe, attempt: self.limit.start(now) })
+        let entry = self.entries.get_mut(&number).expect("what has a place is held");
+        let place = entry.place.expect("what was chosen is not in flight");
+        if permit == Permit::Probe && matches!(place, Place::Backlog(_)) && !entry.is_suspect {
+            self.was_newest = !self.was_newest;
+        }
+        self.lanes.remove(number, place);
+        self.lanes.had_turn(place);
+        entry.begin(self.health.accepted);
+        let (attempt, slot) = (self.breaker.begin(), self.limit.start(now));
+        Some(Job { number, attempt, slot, message: entry.message.clone() })
     }
 
-    /// The event that has failed least often, and not the one that has just failed a probe while there is another: one
-    /// that Variance can never take must not keep the others waiting.
-    fn choose_probe(&self) -> Option<Number> {
-        let candidates = self.entries.iter().filter(|(_, entry)| entry.due.is_some());
-        let best = candidates.min_by_key(|(number, entry)| (self.failed_probe == Some(**number), entry.failures));
-        best.map(|(number, _)| *number)
+    fn permit(&self, now: Instant) -> Permit {
+        if self.is_stopping { Permit::All } else { self.breaker.permit(now) }
     }
 
-    /// Notes what came of an attempt. Returns the event if that ended it, and what operators want to know.
-    pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> (Option<Ended>, Vec<News>) {
-        self.limit.reply(job.attempt, said(result), now);
-        let outcome = match result {
+    /// The event that is next. Live ones for which nobody waits any more join the backlog first.
+    fn choose(&mut self, now: Instant) -> Option<Number> {
+        loop {
+            let number = self.lanes.next(now)?;
+            if !self.leaves_live(number) {
+                return Some(number);
+            }
+        }
+    }
+
+    /// Moves an event to the backlog if it is live, but nobody waits for it any more. True if so.
+    fn leaves_live(&mut self, number: Number) -> bool {
+        let entry = self.entries.get_mut(&number).expect("what has a place is held");
+        let Some(place @ Place::Live(..)) = entry.place.filter(|_| !entry.is_awaited()) else { return false };
+        self.lanes.remove(number, place);
+        entry.place = Some(self.lanes.add_backlog(entry.arrived, number));
+        true
+    }
+
+    fn choose_probe(&mut self, now: Instant) -> Option<Number> {
+        while let Some(number) = self.lanes.first_live() {
+            if !self.leaves_live(number) {
+                return Some(number);
+            }
+        }
+        if self.suspects == self.entries.len() {
+            return self.lanes.next(now);
+        }
+        let mut candidates = self.entries.iter().filter(|(_, entry)| entry.place.is_some() && !entry.is_suspect);
+        let probe = if self.was_newest { candidates.next() } else { candidates.next_back() };
+        probe.map(|(number, _)| *number)
+    }
+
+    /// Notes what came of an attempt.
+    pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> Finished {
+        let outcome = match self.health.believe(result) {
             AttemptResult::Accepted => {
-                self.last_delivered = Some(now);
+                self.health.accepted(now);
+                self.breaker.accepted(job.attempt, now);
                 Outcome::Delivered
             }
-            AttemptResult::Refused(status) => Outcome::Refused(Refusal::Status(status)),
-            AttemptResult::Failed { fault, retry_after } => {
-                if job.probe.is_some() {
-                    self.failed_probe = Some(job.number);
-                }
-                let was_closed = self.breaker.is_closed();
-                self.breaker.failed(job.probe, retry_after, now, &mut self.rng);
-                let news = self.health.failed(fault, !self.breaker.is_closed(), was_closed);
-                let entry = self.entries.get_mut(&job.number).expect("what is in flight is held");
-                if now.duration_since(entry.arrived) >= self.settings.retry_for {
-                    return (Some(self.give_up(job.number, now)), news);
-                }
-                entry.failures = entry.failures.saturating_add(1);
+            AttemptResult::Refused(status) => {
+                self.health.answered(now);
+                self.breaker.answered(job.attempt);
+                Outcome::Refused(Refusal::Status(status))
+            }
+            AttemptResult::Failed { fault, retry_after } => return self.failed(job, fault, retry_after, now),
+        };
+        self.limit.reply(job.slot, Reply::Answered, now);
+        Finished { ended: Some(self.end(job.number, outcome, now)), fault: None, has_opened: false }
+    }
+
+    fn failed(&mut self, job: &Job, fault: Fault, retry_after: Option<Duration>, now: Instant) -> Finished {
+        let entry = self.entries.get_mut(&job.number).expect("what is in flight is held");
+        let was_suspect = entry.is_suspect;
+        entry.fail(fault, self.health.accepted);
+        self.suspects += usize::from(entry.is_suspect && !was_suspect);
+        self.limit.reply(job.slot, reply_of(fault, retry_after, entry.is_suspect), now);
+        let binds_all = fault == RATE || !(entry.is_suspect || self.breaker.accepts(now));
+        let asked = retry_after.map(|wait| now + wait);
+        let has_opened = match asked.filter(|_| binds_all) {
+            _ if self.is_stopping => false,
+            Some(until) => self.breaker.asked(job.attempt, until),
+            None if entry.is_suspect => {
+                self.breaker.failed_alone(job.attempt);
+                false
+            }
+            None => self.breaker.failed(job.attempt, job.number, now, &mut self.rng),
+        };
+        if !entry.is_suspect || (binds_all && asked.is_some()) {
+            self.health.failed(fault, !self.breaker.is_closed(), now);
+        }
+        if matches!(fault, Fault::RefusesAll(_)) && !std::mem::replace(&mut entry.is_doubted, true) {
+            self.health.doubted += 1;
+        }
+        let due = match self.is_stopping {
+            true => now + STOPPING.equal_jitter(1, &mut self.rng),
+            false => {
                 let wait = self.settings.pacing.backoff.full_jitter(entry.failures, &mut self.rng);
                 let due = now + wait.max(fault.least_wait());
-                entry.due = Some(due);
-                self.waiting.insert((due, job.number));
-                return (None, news);
+                asked.filter(|_| !binds_all).map_or(due, |asked| asked.max(due))
             }
         };
-        self.breaker.answered();
-        self.failed_probe = None;
-        (Some(self.end(job.number, outcome, now)), self.health.answered(outcome, now))
+        entry.place = Some(self.lanes.add_backlog(due, job.number));
+        let ended = self.gives_up(job.number, now).map(|outcome| self.end(job.number, outcome, now));
+        Finished { ended, fault: Some(fault), has_opened }
     }
 
     /// Notes that the connection of a finished attempt can be used again.
@@ -197,31 +361,69 @@ impl State {
     /// Ends what has been held for too long. What is in flight ends when its attempt does.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Ended> {
         let over = self.entries.iter().take_while(|(_, entry)| self.is_over(entry, now));
-        let over: Vec<_> = over.filter(|(_, entry)| entry.due.is_some()).map(|(number, _)| *number).collect();
-        over.into_iter().map(|number| self.give_up(number, now)).collect()
+        let over: Vec<_> = over.filter(|(_, entry)| entry.place.is_some()).map(|(number, _)| *number).collect();
+        let outcomes = over.into_iter().filter_map(|number| Some((number, self.gives_up(number, now)?)));
+        let outcomes: Vec<_> = outcomes.collect();
+        outcomes.into_iter().map(|(number, outcome)| self.end(number, outcome, now)).collect()
     }
 
     fn is_over(&self, entry: &Entry, now: Instant) -> bool {
         now.duration_since(entry.arrived) >= self.settings.retry_for
     }
 
-    /// When to call [`State::expire`] and [`State::next_job`] next, if nothing else happens. Both have been called.
+    /// How an event that is not in flight ends, if its time is over.
+    fn gives_up(&self, number: Number, now: Instant) -> Option<Outcome> {
+        let entry = &self.entries[&number];
+        if !self.is_over(entry, now) {
+            return None;
+        }
+        match entry.last_fault {
+            Some(fault) if entry.followed_by(self.health.accepted) >= FAILURES_TO_REFUSE => {
+                Some(Outcome::Refused(Refusal::KeptFailing(fault)))
+            }
+            last => {
+                let is_abandoned = self.settings.abandon || entry.is_suspect;
+                is_abandoned.then_some(Outcome::Abandoned(last.or(self.health.reason)))
+            }
+        }
+    }
+
+    /// When to call [`State::expire`] next, if nothing else happens.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let next_over = self.entries.values().find(|entry| !self.is_over(entry, now));
         let expiry = next_over.map(|entry| entry.arrived + self.settings.retry_for);
         // While the breaker is open, a backoff that ends changes nothing.
-        let attempt = match self.breaker.is_closed() {
-            true => self.waiting.first().map(|(due, _)| *due),
-            false => self.breaker.open_until().filter(|_| !self.waiting.is_empty()),
+        let attempt = match self.permit(now) {
+            Permit::All => self.lanes.due(),
+            Permit::Probe => self.lanes.due().filter(|_| self.suspects == self.entries.len()),
+            Permit::Nothing => self.breaker.open_until().filter(|_| !self.entries.is_empty()),
         };
         let attempt = attempt.and_then(|due| Some(due.max(self.limit.next()?)));
-        expiry.into_iter().chain(attempt).min()
+        let news = self.health.news_due(self.settings.pacing.log, now);
+        expiry.into_iter().chain(attempt).chain(news).min()
+    }
+
+    /// Voids the pause and all backoffs, because the process is to stop.
+    pub(super) fn stop(&mut self, now: Instant) {
+        self.is_stopping = true;
+        self.breaker.reset();
+        for (number, entry) in &mut self.entries {
+            if let Some(place @ Place::Backlog(_)) = entry.place {
+                self.lanes.remove(*number, place);
+                entry.place = Some(self.lanes.add_backlog(now, *number));
+            }
+        }
     }
 
     /// Ends everything, because the process ends: nobody attempts anything any more.
     pub(super) fn abandon_all(&mut self, now: Instant) -> Vec<Ended> {
         let numbers: Vec<_> = self.entries.keys().copied().collect();
-        numbers.into_iter().map(|number| self.end(number, Outcome::Abandoned, now)).collect()
+        numbers.into_iter().map(|number| self.end(number, Outcome::Abandoned(None), now)).collect()
+    }
+
+    /// What the log is to be told now, if anything is.
+    pub(super) fn news(&mut self, now: Instant) -> Option<News> {
+        self.health.news(self.settings.pacing.log, now)
     }
 
     pub(super) fn held(&self) -> (usize, usize) {
@@ -243,7 +445,7 @@ impl State {
     /// Forgets what only the former destination has said, because it is another one now.
     pub(super) fn destination_changed(&mut self) {
         self.memory.forget_refusals();
-        self.breaker.answered();
+        self.breaker.reset();
     }
 
     pub(super) fn retry_for(&self) -> Duration {
@@ -266,43 +468,34 @@ impl State {
 
     /// Whether an event that comes now will have to wait for a probe that is not its own, and how long at least.
     pub(super) fn paused(&self, now: Instant) -> Option<Duration> {
-        match (self.breaker.permit(now), self.breaker.open_until()) {
+        match (self.permit(now), self.breaker.open_until()) {
             (Permit::All, _) => None,
             (Permit::Probe, _) if self.entries.is_empty() => None,
             (_, until) => Some(until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))),
         }
     }
 
-    /// Ends an event whose time is over. If Variance took others meanwhile, it is the event's fault.
-    fn give_up(&mut self, number: Number, now: Instant) -> Ended {
-        let arrived = self.entries[&number].arrived;
-        let others_were_taken = self.last_delivered.is_some_and(|delivered| delivered >= arrived);
-        let outcome = if others_were_taken { Outcome::Refused(Refusal::KeptFailing) } else { Outcome::Abandoned };
-        self.end(number, outcome, now)
-    }
-
     fn end(&mut self, number: Number, outcome: Outcome, now: Instant) -> Ended {
-        let Entry { identity, message, due, outcome: told, .. } = self.entries.remove(&number).expect("it is held");
-        if let Some(due) = due {
-            self.waiting.remove(&(due, number));
+        let entry = self.entries.remove(&number).expect("it is held");
+        if let Some(place) = entry.place {
+            self.lanes.remove(number, place);
         }
-        self.held_bytes -= cost(&message);
-        self.memory.end(identity, outcome, now);
-        Ended { message, outcome, told }
+        self.held_bytes -= cost(&entry.message);
+        self.suspects -= usize::from(entry.is_suspect);
+        self.memory.end(entry.identity, outcome, now);
+        let attempts =
+            entry.failures + u32::from(matches!(outcome, Outcome::Delivered | Outcome::Refused(Refusal::Status(_))));
+        Ended { message: entry.message, outcome, arrived: entry.arrived, attempts, told: entry.outcome }
     }
 }
 
-/// What a result says of the limit.
-fn said(result: AttemptResult) -> Reply {
-    match result {
-        AttemptResult::Accepted | AttemptResult::Refused(_) => Reply::Answered,
-        AttemptResult::Failed { fault: Fault::Status(StatusCode::TOO_MANY_REQUESTS), retry_after } => {
-            Reply::TooMany(retry_after)
-        }
-        AttemptResult::Failed { fault: Fault::Status(StatusCode::SERVICE_UNAVAILABLE) | Fault::Timeout, .. } => {
-            Reply::Overloaded
-        }
-        AttemptResult::Failed { .. } => Reply::Other,
+/// What a fault says of the limit.
+fn reply_of(fault: Fault, retry_after: Option<Duration>, is_suspect: bool) -> Reply {
+    match fault {
+        RATE => Reply::TooMany(retry_after),
+        _ if is_suspect => Reply::Other,
+        Fault::Status(StatusCode::SERVICE_UNAVAILABLE) | Fault::Timeout => Reply::Overloaded,
+        _ => Reply::Other,
     }
 }
 

@@ -95,7 +95,7 @@ impl<'m> Account<'m> {
         for (index, element) in self.elements.iter().enumerate() {
             let (count, reason): (_, &dyn Display) = match &element.fate {
                 // An abandoned one is to the sender as it was before it was sent.
-                Fate::Returned | Fate::UnderWay | Fate::Ended(Outcome::Abandoned) => {
+                Fate::Returned | Fate::UnderWay | Fate::Ended(Outcome::Abandoned(_)) => {
                     held.push(index);
                     continue;
                 }

@@ -388,7 +388,7 @@ impl Requests {
     /// When there is no room for the first one. If there is none for a later one, that is waited for.
     async fn hand_over(&self, account: &mut Account<'_>, deadline: Option<Instant>) -> Result<(), NoRoom> {
         let Server { outbox, metrics, .. } = &*self.server;
-        let mut under_way = FuturesUnordered::new();
+        let (request, mut under_way) = (outbox.request(), FuturesUnordered::new());
         'events: for index in 0..account.elements.len() {
             consume_budget().await;
             while under_way.len() >= WINDOW {
@@ -403,7 +403,7 @@ impl Requests {
             let Some(Event { message, identity, .. }) = &account.elements[index].event else { continue };
             let fate = loop {
                 let room = outbox.room();
-                match outbox.hand_over(*identity, message) {
+                match outbox.hand_over(request, *identity, message) {
                     HandOver::UnderWay(pending) => {
                         under_way.push(async move { (index, pending.wait().await) });
                         break Fate::UnderWay;

@@ -202,8 +202,9 @@ async fn a_redirect_is_neither_followed_nor_success() {
 #[tokio::test]
 async fn a_problem_names_the_event_as_variance_and_the_log_know_it_or_not_at_all() {
     let variance = Variance::start().await;
-    variance.always(Behaviour::Status(400));
+    variance.script(|received| Behaviour::Status(if received.json()["event"] == "taken" { 200 } else { 400 }));
     let service = Service::start(&variance, |_| {}).await;
+    assert_eq!(service.post("/webhook", r#"{"event":"taken"}"#).await.status, 200);
     for body in [r#"{"event":"a","uuid":"u-1"}"#, r#"{"event":"b","timestamp":"2026-01-01T00:00:00Z"}"#] {
         let reply = service.post("/webhook", body).await;
         assert_eq!(reply.json()["problems"][0]["uuid"], variance.ids().last().unwrap().as_str());

@@ -13,7 +13,7 @@ use variance_connector::{
     destination::{Authorization, CONNECTIONS_KEPT_FOR, DestinationSettings, Network},
     mapping,
     metrics::Metrics,
-    outbox::{self, Outbox, Pacing},
+    outbox::{self, LogPacing, Outbox, Pacing},
     server,
     service::{self, ServiceSettings},
 };
@@ -68,12 +68,16 @@ impl Service {
                 connections_kept_for: CONNECTIONS_KEPT_FOR,
             },
             outbox: outbox::OutboxSettings {
+                abandon: true,
                 concurrency: 64,
                 retry_for: Duration::from_secs(3600),
                 max_held: 64 << 20,
                 pacing: Pacing {
                     backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(300)),
                     open_for: Backoff::new(Duration::from_millis(10), Duration::from_millis(600)),
+                    recent: Duration::from_millis(20),
+                    refusals_known_for: Duration::from_secs(3600),
+                    log: LogPacing { change: Duration::from_millis(100), lasting: Duration::from_secs(3) },
                 },
             },
         };

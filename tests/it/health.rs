@@ -114,12 +114,31 @@ async fn before_the_first_event_nothing_is_known_of_variance_and_then_it_is_up()
 #[tokio::test]
 async fn a_variance_that_refuses_an_event_is_up_and_has_taken_nothing() {
     let variance = Variance::start().await;
-    variance.always(Behaviour::Status(400));
     let service = Service::start(&variance, |_| {}).await;
-    assert_eq!(service.post("/webhook", event(0)).await.status, 422);
-    let health = health(&service).await;
-    assert_eq!(health["destination"]["state"], "up");
-    assert_eq!(health["destination"]["last_success"], Value::Null);
+    assert_eq!(service.post("/webhook", event(0)).await.status, 200);
+    let before = health(&service).await;
+    variance.always(Behaviour::Status(400));
+    assert_eq!(service.post("/webhook", event(1)).await.status, 422);
+    let after = health(&service).await;
+    assert_eq!(after["destination"]["state"], "up");
+    assert_eq!(after["destination"]["last_success"], before["destination"]["last_success"]);
+}
+
+#[tokio::test]
+async fn a_variance_that_has_only_ever_refused_is_failing_and_nothing_is_taken_for_refused() {
+    let variance = Variance::start().await;
+    variance.always(Behaviour::Status(400));
+    let service = impatient(&variance, |_| {}).await;
+    let reply = service.post("/webhook", event(0)).await;
+    assert_eq!((reply.status, reply.counts()), (503, [1, 0, 0, 0, 0, 1]));
+    let reason = "Variance refuses every event: 400 Bad Request";
+    assert_eq!(reply.reasons(), [format!("Variance does not have it yet ({reason}): send it again")]);
+    let refusing = health(&service).await;
+    assert_eq!(
+        (&refusing["destination"]["state"], &refusing["destination"]["reason"]),
+        (&json!("failing"), &json!(reason))
+    );
+    assert_eq!(refusing["held"]["events"], 1);
 }
 
 #[tokio::test]

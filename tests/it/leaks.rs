@@ -106,7 +106,7 @@ fn faults() -> Vec<Fault> {
     let tls = format!("https://canary-user:canary-password@localhost:{tls}/{PATH}");
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     vec![
-        fault("Variance refused the event: 422", answer("422 canary-reason", "")),
+        fault("Variance refuses every event: 422", answer("422 canary-reason", "")),
         fault("Variance answered 500", answer("500 canary-reason", "X-Canary: canary-header\r\n")),
         fault("Variance answered 302", answer("302 Found", "Location: http://127.0.0.1:1/canary-location?canary\r\n")),
         fault("Variance answered 401", answer("401 Unauthorized", "WWW-Authenticate: canary-realm\r\n"))

@@ -46,7 +46,7 @@ async fn after_some_traffic(variance: &mut Variance) -> Service {
     assert_eq!(post(json!([event("1", "$pageview"), event("2", "a"), event("refused", "a")]), TOKEN).await, 200);
     assert_eq!(post(event("3", "$autocapture"), TOKEN).await, 200);
     assert_eq!(post(event("4", "a"), "another-token-of-the-tests").await, 401);
-    variance.always(Behaviour::StatusWith(503, "retry-after: 300\r\n".to_owned()));
+    variance.always(Behaviour::StatusWith(429, "retry-after: 300\r\n".to_owned()));
     assert_eq!(post(event("5", "a"), TOKEN).await, 503);
     service
 }
@@ -60,7 +60,7 @@ async fn one_screen_says_how_the_service_is() {
     for piece in [
         &format!("variance-connector {} at {}, started", env!("CARGO_PKG_VERSION"), service.address),
         "Variance   paused for ",
-        ": Variance answered 503 Service Unavailable\n",
+        ": Variance answered 429 Too Many Requests\n",
         "           took an event ",
         "s ago; next attempt in 4m ",
         "Events      delivered   filtered    refused    invalid  abandoned   returned\n",
@@ -91,7 +91,7 @@ async fn programs_get_the_same_as_an_object() {
     assert_eq!(shown.out.lines().count(), 1, "{}", shown.out);
     let report: Value = serde_json::from_str(&shown.out).unwrap();
     assert_eq!(report["variance"]["state"], "paused");
-    assert_eq!(report["variance"]["reason"], "Variance answered 503 Service Unavailable");
+    assert_eq!(report["variance"]["reason"], "Variance answered 429 Too Many Requests");
     assert!(report["variance"]["next_attempt_seconds"].as_f64().unwrap() > 200.0, "{report}");
     assert_eq!(report["outcomes"]["delivered"]["total"], 2);
     assert_eq!(report["events"]["page"]["delivered"], 1);

@@ -17,7 +17,10 @@ use super::{
     reader::{Next, Work},
     resume::Resume,
 };
-use crate::outbox::{HandOver, Outbox, Outcome, Refusal};
+use crate::outbox::{HandOver, Outbox, Outcome, RequestId};
+
+/// How many different events Variance has to refuse before any is accepted for the run to stop.
+const REFUSALS_TO_STOP: usize = 20;
 
 /// How far a rate may lag behind and catch up: timers are no more exact than milliseconds.
 const CATCH_UP: Duration = Duration::from_millis(100);
@@ -33,9 +36,10 @@ pub(super) enum Stopped {
 
 pub(super) struct Sender<'s> {
     pub(super) outbox: &'s Outbox,
+    pub(super) request: RequestId,
     pub(super) queue: UnboundedReceiver<Work>,
     /// What is in the outbox, by its number, and the waiting for it.
-    pub(super) under_way: BTreeMap<u64, UnderWay>,
+    pub(super) under_way: BTreeMap<u64, Work>,
     pub(super) outcomes: FuturesUnordered<BoxFuture<'static, (u64, Outcome)>>,
     /// How many events may be in the outbox at once.
     pub(super) window: usize,
@@ -43,10 +47,6 @@ pub(super) struct Sender<'s> {
     pub(super) counts: &'s Counts,
     pub(super) failures: &'s mut Failures,
     pub(super) progress: &'s Progress,
-    /// How many events have come back from the outbox.
-    pub(super) returned: u64,
-    /// When Variance was last seen to be away.
-    pub(super) last_pause: Option<Instant>,
     /// What is read next.
     pub(super) next: &'s Mutex<Next>,
     /// How long what is in flight may take when it is to stop.
@@ -55,15 +55,6 @@ pub(super) struct Sender<'s> {
     pub(super) stop_by: Option<Instant>,
     /// Failures that could not be written.
     pub(super) not_kept: Vec<Next>,
-}
-
-/// An event in the outbox.
-#[derive(Debug)]
-pub(super) struct UnderWay {
-    work: Work,
-    since: Instant,
-    /// It has come back from there as one that keeps failing.
-    is_suspect: bool,
 }
 
 /// When the next event may go.
@@ -86,12 +77,12 @@ impl Sender<'_> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut has_more = true;
         loop {
-            if self.outbox.paused().is_some() {
-                self.last_pause = Some(Instant::now());
+            if self.stop_by.is_none() && self.is_all_refused(has_more) {
+                self.give_up();
             }
             let is_idle = self.under_way.is_empty();
             match self.stop_by {
-                None if is_idle && !has_more => return Stopped::AtTheEnd,
+                _ if is_idle && !has_more && self.not_kept.is_empty() => return Stopped::AtTheEnd,
                 // What is in flight ends; what waits for Variance to come back does not.
                 Some(_) if is_idle || self.outbox.paused().is_some() => break,
                 _ => {}
@@ -126,21 +117,21 @@ impl Sender<'_> {
             let now = Instant::now();
             pace.next = pace.next.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + pace.period;
         }
-        self.hand_over(UnderWay { work, since: Instant::now(), is_suspect: false });
+        self.hand_over(work);
     }
 
-    fn hand_over(&mut self, under_way: UnderWay) {
-        let number = under_way.work.next.number;
-        let (identity, message) = under_way.work.message.as_ref().expect("what is invalid is not handed over");
-        let handed_over = self.outbox.hand_over(*identity, message);
-        self.under_way.insert(number, under_way);
+    fn hand_over(&mut self, work: Work) {
+        let number = work.next.number;
+        let (identity, message) = work.message.as_ref().expect("what is invalid is not handed over");
+        let handed_over = self.outbox.hand_over(self.request, *identity, message);
+        self.under_way.insert(number, work);
         match handed_over {
             HandOver::UnderWay(pending) => {
                 self.outcomes.push(Box::pin(async move { (number, pending.wait().await) }));
             }
             HandOver::Ended(outcome) => self.ended(number, outcome),
             HandOver::TooLarge => {
-                let work = self.take_back(number).work;
+                let work = self.take_back(number);
                 self.fail(work, End::Invalid, &"invalid: the event is larger than delivery.max_held");
             }
             HandOver::Full => unreachable!("all that is under way takes less than delivery.max_held can be"),
@@ -148,38 +139,38 @@ impl Sender<'_> {
     }
 
     fn ended(&mut self, number: u64, outcome: Outcome) {
-        let mut under_way = self.take_back(number);
+        // One that was given up may end all the same.
+        let Some(work) = self.under_way.remove(&number) else { return };
         match outcome {
             Outcome::Delivered => self.counts.add(End::Delivered),
-            Outcome::Abandoned if !under_way.is_suspect => self.hand_over_again(under_way),
-            Outcome::Refused(Refusal::KeptFailing) if self.may_return(&mut under_way) => {
-                self.hand_over_again(under_way);
+            Outcome::Refused(_) | Outcome::Abandoned(_) => {
+                self.fail(work, End::Refused, &format_args!("refused: {outcome}"));
             }
-            Outcome::Abandoned => {
-                self.fail(under_way.work, End::Refused, &format_args!("refused: {}", Refusal::KeptFailing))
-            }
-            Outcome::Refused(refusal) => self.fail(under_way.work, End::Refused, &format_args!("refused: {refusal}")),
         }
     }
 
-    /// Hands over what has come back: Variance was away, and a file can wait for longer than the service.
-    fn hand_over_again(&mut self, mut under_way: UnderWay) {
-        under_way.since = Instant::now();
-        self.returned += 1;
-        if let Ok((identity, message)) = &mut under_way.work.message {
-            // The outbox remembers how it has ended under the former identity.
-            *identity = self.outbox.identity(&[message.id().as_bytes(), b"again", &self.returned.to_le_bytes()]);
-        }
-        self.hand_over(under_way);
-    }
-
-    /// Whether that an event kept failing may be because Variance was away. It is believed once.
-    fn may_return(&self, UnderWay { since, is_suspect, .. }: &mut UnderWay) -> bool {
-        !std::mem::replace(is_suspect, true) && self.last_pause.is_some_and(|pause| pause >= *since)
-    }
-
-    fn take_back(&mut self, number: u64) -> UnderWay {
+    fn take_back(&mut self, number: u64) -> Work {
         self.under_way.remove(&number).expect("it was handed over, and has ended just now")
+    }
+
+    /// Whether Variance has refused the first events and accepted none, so that to go on would be to doubt for ever.
+    fn is_all_refused(&self, has_more: bool) -> bool {
+        let health = self.outbox.health();
+        let all = if has_more { REFUSALS_TO_STOP } else { REFUSALS_TO_STOP.min(self.under_way.len()) };
+        health.last_success().is_none() && all > 0 && health.doubted >= all
+    }
+
+    /// Takes all that is under way for refused, and stops.
+    fn give_up(&mut self) {
+        let reason = self.outbox.health().reason;
+        for work in std::mem::take(&mut self.under_way).into_values() {
+            match reason {
+                Some(reason) => self.fail(work, End::Refused, &format_args!("refused: {reason}")),
+                None => self.fail(work, End::Refused, &"refused"),
+            }
+        }
+        self.progress.say("error: Variance refuses every event: are variance.webhook_url and variance.format right? Try `variance-connector check --send`");
+        self.stop_by = Some(Instant::now());
     }
 
     /// Notes a failure. If it cannot be kept, the next run has to begin with it.
@@ -199,7 +190,7 @@ impl Sender<'_> {
     fn stop(mut self) -> Stopped {
         self.queue.close();
         let queued: Vec<_> = std::iter::from_fn(|| self.queue.try_recv().ok()).map(|work| work.next).collect();
-        let held = self.under_way.into_values().map(|under_way| under_way.work.next);
+        let held = self.under_way.into_values().map(|work| work.next);
         let left = held.chain(queued).chain(self.not_kept).inspect(|_| self.counts.add(End::Undelivered));
         let first = left.min_by_key(|next| next.number);
         let next = self.next.lock().expect("no panic while it is held").clone();

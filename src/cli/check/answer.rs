@@ -84,7 +84,7 @@ fn of_fault(
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or_default();
     let (result, text) = match fault {
-        Fault::Status(status) => {
+        Fault::Status(status) | Fault::RefusesAll(status) => {
             let (result, text) = of_status(status, url, location);
             return (result, Some(status), text);
         }

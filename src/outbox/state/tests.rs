@@ -1,6 +1,10 @@
-//! The rules as a whole, against a model that knows what was promised but not how it is kept.
+//! The rules as a whole, against a second implementation that knows what was promised and remembers everything, and that
+//! decides nothing by itself: after each step it checks what the state has decided.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+};
 
 use fastrand::Rng;
 use http::StatusCode;
@@ -8,46 +12,61 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop, prop_oneof, propte
 
 use super::*;
 use crate::{
-    backoff::Backoff,
-    destination::Fault,
-    outbox::{Pacing, memory::IdentityKey},
+    outbox::{LogPacing, Pacing, memory::IdentityKey},
     variance::Call,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-const RETRY_FOR: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
+const RETRY_FOR: Duration = Duration::from_secs(60);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const RECENT: Duration = Duration::from_secs(2);
+const LOG: LogPacing = LogPacing { change: Duration::from_secs(10), lasting: Duration::from_secs(300) };
 const EVENTS: u8 = 12;
+const REQUESTS: u64 = 4;
 const CONCURRENCY: usize = 4;
 const BYTES: usize = 1000;
 /// Room for eight of them.
 const MAX_HELD: usize = 8 * (BYTES + ENTRY_COST);
+const TIMEOUT: AttemptResult = AttemptResult::Failed { fault: Fault::Timeout, retry_after: None };
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    HandOver(u8),
+    HandOver(u8, u64),
     HangUp(u8),
     Finish(u8, AttemptResult),
     FreeSlot,
     Wait(u64),
+    Change,
+    Stop,
+}
+
+fn status(code: u16, retry_after: Option<Duration>) -> AttemptResult {
+    let fault = Fault::Status(StatusCode::from_u16(code).unwrap());
+    AttemptResult::Failed { fault, retry_after }
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let failed = |fault, retry_after| AttemptResult::Failed { fault, retry_after };
+    let asks = |code| (1..400_u32).prop_map(move |wait| status(code, Some(wait * SECOND / 8)));
     let result = prop_oneof![
-        2 => Just(AttemptResult::Accepted),
-        1 => Just(AttemptResult::Refused(StatusCode::CONFLICT)),
-        6 => Just(failed(Fault::Timeout, None)),
-        1 => (1..400_u32).prop_map(move |wait| failed(Fault::Broken, Some(wait * SECOND / 4))),
+        6 => Just(AttemptResult::Accepted),
+        3 => Just(AttemptResult::Refused(StatusCode::CONFLICT)),
+        4 => Just(TIMEOUT),
+        4 => Just(status(500, None)),
+        2 => Just(status(429, None)),
+        1 => asks(429),
+        1 => asks(503),
     ];
     prop_oneof![
-        6 => (0..EVENTS).prop_map(Step::HandOver),
-        1 => (0..EVENTS).prop_map(Step::HangUp),
-        6 => (0..EVENTS, result).prop_map(|(which, result)| Step::Finish(which, result)),
-        5 => Just(Step::FreeSlot),
-        3 => (0..2000_u64).prop_map(Step::Wait),
-        1 => (0..70_000_u64).prop_map(Step::Wait),
+        12 => (0..EVENTS, 0..REQUESTS).prop_map(|(id, request)| Step::HandOver(id, request)),
+        2 => (0..EVENTS).prop_map(Step::HangUp),
+        16 => (0..EVENTS, result).prop_map(|(which, result)| Step::Finish(which, result)),
+        14 => Just(Step::FreeSlot),
+        6 => (0..2000_u64).prop_map(Step::Wait),
+        2 => (0..70_000_u64).prop_map(Step::Wait),
+        1 => Just(Step::Change),
     ]
 }
 
@@ -56,16 +75,48 @@ fn step() -> impl Strategy<Value = Step> {
 struct Event {
     held: Option<Held>,
     ended: Option<(Outcome, Instant)>,
+    /// Makes it another event.
+    name: u8,
 }
 
 #[derive(Debug)]
 struct Held {
+    arrival: u64,
     arrived: Instant,
     waiters: Vec<Arc<SetOnce<Outcome>>>,
     is_in_flight: bool,
     failures: u32,
-    /// When it is to be ready at the latest.
-    ready_by: Instant,
+    last_fault: Option<Fault>,
+    /// Each failure but those with a 429: how many others had been accepted then, and when the next attempt began.
+    blamed: Vec<(usize, Option<usize>)>,
+    /// When it may be attempted again.
+    ready: (Instant, Instant),
+    is_doubted: bool,
+}
+
+impl Held {
+    fn is_live(&self) -> bool {
+        !self.is_in_flight && self.failures == 0 && !self.waiters.is_empty()
+    }
+
+    fn is_suspect(&self) -> bool {
+        let (first, last) = (self.blamed.first(), self.blamed.last());
+        first.zip(last).is_some_and(|((first, _), (last, _))| first < last)
+    }
+
+    fn has_failed_by_itself(&self, accepted: usize) -> bool {
+        let followed = self.blamed.iter().filter(|(then, next)| next.unwrap_or(accepted) > *then);
+        followed.count() >= 3
+    }
+}
+
+/// A pause, as it was promised.
+#[derive(Debug)]
+struct Expected {
+    until: Instant,
+    /// The attempts that began before it.
+    before: usize,
+    probe: Option<usize>,
 }
 
 /// The state, with a clock and a timer that are never late. After each call the attempts that are allowed begin.
@@ -74,20 +125,50 @@ struct World {
     key: IdentityKey,
     now: Instant,
     timer: Option<Instant>,
-    jobs: Vec<Job>,
+    /// With the number of the attempt.
+    jobs: Vec<(usize, Job)>,
     /// Attempts that are finished, but whose reply is still being read.
     being_read: usize,
     events: BTreeMap<u8, Event>,
-    last_delivered: Option<Instant>,
-    failed_last_probe: Option<u8>,
+    arrivals: u64,
+    attempts: usize,
+    accepted: usize,
+    last_accepted: Option<Instant>,
+    refused_in_a_row: usize,
+    pause: Option<Expected>,
+    openings: u32,
+    failed_in_a_row: BTreeSet<u64>,
+    /// The end of the queue that the last probe came from, if it was no live event.
+    last_end: Option<bool>,
+    live_in_a_row: usize,
+    /// The requests whose live events were attempted, and since when in this list others wait.
+    turns: Vec<RequestId>,
+    waiting: HashMap<RequestId, usize>,
+    /// The request that each live event stands for, and how many of a request's have left without their turn.
+    standing: HashMap<u8, RequestId>,
+    skipped: HashMap<RequestId, usize>,
+    is_stopping: bool,
+    lines: Vec<(Instant, News)>,
+    outcomes: Vec<Outcome>,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let now = Instant::now();
-        let pacing =
-            Pacing { backoff: Backoff::new(BACKOFF.0, BACKOFF.1), open_for: Backoff::new(SECOND, 60 * SECOND) };
-        let settings = OutboxSettings { concurrency: CONCURRENCY, retry_for: RETRY_FOR, max_held: MAX_HELD, pacing };
+        let pacing = Pacing {
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            open_for: Backoff::new(SECOND, LONGEST_PAUSE),
+            recent: RECENT,
+            refusals_known_for: MINUTE,
+            log: LOG,
+        };
+        let settings = OutboxSettings {
+            concurrency: CONCURRENCY,
+            retry_for: RETRY_FOR,
+            abandon: true,
+            max_held: MAX_HELD,
+            pacing,
+        };
         let mut world = Self {
             state: State::new(settings, now, Rng::with_seed(seed)),
             key: IdentityKey::random(),
@@ -96,8 +177,23 @@ impl World {
             jobs: Vec::new(),
             being_read: 0,
             events: (0..EVENTS).map(|id| (id, Event::default())).collect(),
-            last_delivered: None,
-            failed_last_probe: None,
+            arrivals: 0,
+            attempts: 0,
+            accepted: 0,
+            last_accepted: None,
+            refused_in_a_row: 0,
+            pause: None,
+            openings: 0,
+            failed_in_a_row: BTreeSet::new(),
+            last_end: None,
+            live_in_a_row: 0,
+            turns: Vec::new(),
+            waiting: HashMap::new(),
+            standing: HashMap::new(),
+            skipped: HashMap::new(),
+            is_stopping: false,
+            lines: Vec::new(),
+            outcomes: Vec::new(),
         };
         world.settle();
         world
@@ -113,15 +209,15 @@ impl World {
 
     fn take(&mut self, step: Step) {
         match step {
-            Step::HandOver(id) => self.hand_over(id),
+            Step::HandOver(id, request) => self.hand_over(id, RequestId(request)),
             Step::HangUp(id) => {
                 if let Some(held) = &mut self.events.get_mut(&id).unwrap().held {
                     held.waiters.pop();
                 }
             }
             Step::Finish(which, result) if !self.jobs.is_empty() => {
-                let job = self.jobs.swap_remove(usize::from(which) % self.jobs.len());
-                self.finish(&job, result);
+                let (attempt, job) = self.jobs.swap_remove(usize::from(which) % self.jobs.len());
+                self.finish(attempt, &job, result);
             }
             Step::Finish(..) => {}
             Step::FreeSlot => self.free_slot(),
@@ -133,32 +229,66 @@ impl World {
                 }
                 self.now = end;
             }
+            Step::Change => {
+                self.state.destination_changed();
+                (self.pause, self.openings) = (None, 0);
+                self.failed_in_a_row.clear();
+                for event in self.events.values_mut() {
+                    event.ended.take_if(|(outcome, _)| *outcome != Outcome::Delivered);
+                }
+                self.settle();
+            }
+            Step::Stop => {
+                self.state.stop(self.now);
+                (self.is_stopping, self.pause) = (true, None);
+                let now = self.now;
+                self.events.values_mut().flat_map(|event| &mut event.held).for_each(|held| held.ready = (now, now));
+                self.settle();
+            }
         }
         self.check();
     }
 
-    fn hand_over(&mut self, id: u8) {
-        let identity = self.key.identity([&[id], b"e", b"d"]);
+    fn hand_over(&mut self, id: u8, request: RequestId) {
+        let identity = self.key.identity([&[id], &[self.events[&id].name], b"d"]);
         let message = Message::write(Call::Capture, &format!("{id:03}"), &mut Vec::new(), |out| {
             out.extend_from_slice(&[b'x'; BYTES - 3]);
         });
         let (held, bytes) = self.state.held();
         let known = self.events[&id].ended;
-        let admission = self.state.hand_over(identity, &message, self.now);
+        let age = known.map(|(_, ended)| self.now - ended);
+        let is_known = match known {
+            Some((Outcome::Delivered, _)) => age < Some(HOUR),
+            Some(_) => age < Some(MINUTE - SECOND),
+            None => false,
+        };
+        let admission = self.state.hand_over(request, identity, &message, self.now);
         let event = self.events.get_mut(&id).unwrap();
         match (admission, &mut event.held) {
             (Admission::Joined(waiter), Some(held)) => held.waiters.push(waiter),
             (Admission::New(waiter), None) => {
-                let has_expired = |ended: Instant| self.now - ended > HOUR;
-                assert!(known.is_none_or(|(_, ended)| has_expired(ended)), "it had ended: {known:?}");
+                assert!(!is_known, "it had ended: {known:?}");
                 assert!(bytes + BYTES + ENTRY_COST <= MAX_HELD, "there was no room");
-                let (arrived, waiters) = (self.now, vec![waiter]);
-                event.held = Some(Held { arrived, waiters, is_in_flight: false, failures: 0, ready_by: self.now });
+                self.arrivals += 1;
+                event.held = Some(Held {
+                    arrival: self.arrivals,
+                    arrived: self.now,
+                    waiters: vec![waiter],
+                    is_in_flight: false,
+                    failures: 0,
+                    last_fault: None,
+                    blamed: Vec::new(),
+                    ready: (self.now, self.now),
+                    is_doubted: false,
+                });
                 event.ended = None;
             }
-            (Admission::Final(outcome), None) => assert_eq!(known.map(|(outcome, _)| outcome), Some(outcome)),
+            (Admission::Final(outcome), None) => {
+                assert_eq!(known.map(|(outcome, _)| outcome), Some(outcome));
+                assert!(outcome == Outcome::Delivered || age <= Some(MINUTE), "a refusal of {age:?} ago");
+            }
             (Admission::Full, None) => {
-                assert!(known.is_none_or(|(_, ended)| self.now - ended > HOUR), "it had ended: {known:?}");
+                assert!(!is_known, "it had ended: {known:?}");
                 assert!(bytes + BYTES + ENTRY_COST > MAX_HELD, "there was room beside {held}");
             }
             (admission, held) => panic!("{admission:?} of {held:?}"),
@@ -166,88 +296,222 @@ impl World {
         self.settle();
     }
 
-    /// Begins the attempts that are allowed, and sets the timer.
+    /// Begins the attempts that are allowed, takes the news, and sets the timer.
     fn settle(&mut self) {
+        self.note_waiting();
         while self.attempt() {}
+        while let Some(news) = self.state.news(self.now) {
+            self.lines.push((self.now, news));
+        }
         self.timer = self.state.due(self.now);
         assert!(self.timer.is_none_or(|due| due > self.now), "something is due that nothing was done about");
     }
 
+    /// Notes since when requests wait for a turn.
+    fn note_waiting(&mut self) {
+        let live = self.held().filter(|(_, held)| held.is_live()).map(|(id, _)| (id, self.request_of(id)));
+        let live: HashMap<_, _> = live.collect();
+        for (id, request) in mem::replace(&mut self.standing, live) {
+            if !self.standing.contains_key(&id) {
+                *self.skipped.entry(request).or_default() += 1;
+            }
+        }
+        self.waiting.retain(|request, _| self.standing.values().any(|live| live == request));
+        for request in self.standing.values() {
+            self.waiting.entry(*request).or_insert(self.turns.len());
+        }
+    }
+
+    fn entry(&self, id: u8) -> &Entry {
+        let entry = self.state.entries.values().find(|entry| entry.message.id() == format!("{id:03}"));
+        entry.expect("it is held")
+    }
+
+    fn request_of(&self, id: u8) -> RequestId {
+        match self.entry(id).place {
+            Some(Place::Live(request, _)) => request,
+            place => panic!("{id} is live, but stands in {place:?}"),
+        }
+    }
+
+    /// Whether what an attempt of this event comes to says something of Variance.
     fn attempt(&mut self) -> bool {
-        let permit = self.state.breaker.permit(self.now);
-        let slots = CONCURRENCY - self.jobs.len() - self.being_read;
+        self.note_waiting();
+        let has_slot = self.state.limit.next().is_some_and(|next| next <= self.now);
+        let live: BTreeMap<_, _> =
+            self.held().filter(|(_, held)| held.is_live()).map(|(id, _)| (id, self.request_of(id))).collect();
+        let waiting: Vec<_> = self.held().filter(|(_, held)| !held.is_in_flight).collect();
+        let is_ready = |held: &Held, by: Instant| held.is_live() || by <= self.now;
+        let may_be = |(_, held): &&(u8, &Held)| is_ready(held, held.ready.0);
+        let must_be = |(_, held): &&(u8, &Held)| is_ready(held, held.ready.1);
+        let (late, early): (Vec<_>, Vec<_>) = (
+            waiting.iter().filter(must_be).map(|(id, _)| *id).collect(),
+            waiting.iter().filter(may_be).map(|(id, _)| *id).collect(),
+        );
+        // One for which nobody waits any more keeps its place among the live ones until its turn comes.
+        let backlog_due = late.iter().any(|id| matches!(self.entry(*id).place, Some(Place::Backlog(_))));
+        let mut blameless: Vec<_> = waiting.iter().filter(|(_, held)| !held.is_suspect()).collect();
+        blameless.sort_by_key(|(_, held)| held.arrival);
+        let ends = [blameless.first(), blameless.last()].map(|held| held.map(|(id, _)| *id));
+        let all_are_suspects = self.held().all(|(_, held)| held.is_suspect());
+        let is_probe = self.pause.is_some();
+        let may_probe = self.pause.as_ref().is_some_and(|pause| pause.probe.is_none() && pause.until <= self.now);
+
         let Some(job) = self.state.next_job(self.now) else {
-            if permit == Permit::All && slots > 0 {
-                let late = self.held().find(|(_, held)| !held.is_in_flight && held.ready_by <= self.now);
-                assert!(late.is_none(), "{late:?} is late");
+            if has_slot && !is_probe {
+                assert!(late.is_empty(), "{late:?} wait for nothing");
+            } else if has_slot && may_probe {
+                assert!(live.is_empty() && ends[0].is_none(), "nobody probes");
+                assert!(!all_are_suspects || late.is_empty(), "{late:?} could probe");
             }
             return false;
         };
-        assert!(slots > 0, "{job:?} is one too many");
         let id: u8 = job.message.id().parse().unwrap();
-        match permit {
-            Permit::Nothing => panic!("{job:?} while the breaker is open"),
-            Permit::All => assert_eq!(job.probe, None),
-            Permit::Probe => {
-                assert!(job.probe.is_some());
-                assert_eq!(self.state.breaker.permit(self.now), Permit::Nothing, "a probe is under way");
-                let others = self.held().filter(|(other, held)| *other != id && !held.is_in_flight);
-                let others: Vec<_> = others.filter(|(other, _)| Some(*other) != self.failed_last_probe).collect();
-                assert!(
-                    Some(id) != self.failed_last_probe || others.is_empty(),
-                    "it has just failed, unlike {others:?}"
-                );
-                let failures = self.events[&id].held.as_ref().unwrap().failures;
-                assert!(others.iter().all(|(_, other)| other.failures >= failures), "{failures}: {others:?}");
+        assert!(has_slot && self.jobs.len() + self.being_read < CONCURRENCY, "{job:?} is one too many");
+        assert!(!is_probe || may_probe, "{job:?} in a pause");
+        let is_live = live.contains_key(&id);
+        if is_probe {
+            if !live.is_empty() {
+                assert!(is_live, "{id} probes, and not one of {live:?}");
+            } else if all_are_suspects {
+                assert!(early.contains(&id), "{id} is too early");
+            } else {
+                let end = ends.iter().position(|end| *end == Some(id)).expect("the oldest or the newest probes");
+                if ends[0] != ends[1] {
+                    assert_ne!(self.last_end, Some(end == 1), "in turn");
+                }
+                self.last_end = Some(match ends[0] == ends[1] {
+                    true => !self.last_end.unwrap_or(false),
+                    false => end == 1,
+                });
             }
+        } else if is_live {
+            assert!(self.live_in_a_row < 3 || !backlog_due, "the backlog has not had its share");
+        } else {
+            assert!(early.contains(&id), "{id} is too early");
+            assert!(live.is_empty() || self.live_in_a_row >= 3, "{id} goes before {live:?}");
+        }
+        if is_live {
+            let request = live[&id];
+            self.turns.push(request);
+            for (other, since) in &self.waiting {
+                let turns = self.turns[*since..].iter().filter(|turn| **turn == request).count();
+                let skipped = self.skipped.get(other).copied().unwrap_or_default();
+                assert!(
+                    *other == request || turns <= 2 + skipped,
+                    "{request:?} has {turns} turns while {other:?} waits"
+                );
+            }
+            self.waiting.insert(request, self.turns.len());
+            self.standing.remove(&id);
+            self.skipped.remove(&request);
+        }
+        self.live_in_a_row = if is_live { self.live_in_a_row + 1 } else { 0 };
+        self.attempts += 1;
+        let (attempt, accepted) = (self.attempts, self.accepted);
+        if let Some(pause) = &mut self.pause {
+            pause.probe = Some(attempt);
         }
         let held = self.held_mut(id);
-        assert!(!std::mem::replace(&mut held.is_in_flight, true), "two attempts at once");
-        self.jobs.push(job);
+        assert!(!mem::replace(&mut held.is_in_flight, true), "two attempts at once");
+        if let Some((_, next @ None)) = held.blamed.last_mut() {
+            *next = Some(accepted);
+        }
+        self.jobs.push((attempt, job));
         true
     }
 
-    fn finish(&mut self, job: &Job, result: AttemptResult) {
+    fn finish(&mut self, attempt: usize, job: &Job, result: AttemptResult) {
         let id: u8 = job.message.id().parse().unwrap();
         let now = self.now;
-        let (ended, _) = self.state.finish(job, result, now);
+        let finished = self.state.finish(job, result, now);
         self.being_read += 1;
-        let others_were_taken = self.last_delivered;
-        let held = self.held_mut(id);
-        held.is_in_flight = false;
-        let (arrived, expected) = (
-            held.arrived,
-            match result {
-                AttemptResult::Accepted => Some(Outcome::Delivered),
-                AttemptResult::Refused(status) => Some(Outcome::Refused(Refusal::Status(status))),
-                AttemptResult::Failed { .. } => {
-                    held.failures += 1;
-                    let doubled = BACKOFF.0 * 2_u32.pow((held.failures - 1).min(20));
-                    held.ready_by = now + doubled.min(BACKOFF.1);
-                    None
+        self.held_mut(id).is_in_flight = false;
+        let result = match result {
+            AttemptResult::Refused(status) => {
+                self.refused_in_a_row += 1;
+                match self.accepted > 0 && self.refused_in_a_row <= 20 {
+                    true => result,
+                    false => AttemptResult::Failed { fault: Fault::RefusesAll(status), retry_after: None },
                 }
-            },
-        );
-        match expected {
-            Some(outcome) => {
-                assert!(self.state.breaker.is_closed(), "Variance has answered");
-                self.failed_last_probe = None;
-                if outcome == Outcome::Delivered {
-                    self.last_delivered = Some(now);
-                }
-                self.ended(ended.expect("it was answered"), outcome);
             }
-            None => {
-                if job.probe.is_some() {
-                    self.failed_last_probe = Some(id);
+            result => result,
+        };
+        match result {
+            AttemptResult::Failed { fault, retry_after } => self.failed(id, attempt, fault, retry_after, finished),
+            AttemptResult::Accepted | AttemptResult::Refused(_) => {
+                self.failed_in_a_row.clear();
+                if self.pause.take_if(|pause| attempt > pause.before).is_some() {
+                    self.openings = 0;
                 }
-                assert_eq!(ended.is_some(), now >= arrived + RETRY_FOR, "its time is over, or not: {ended:?}");
-                if let Some(ended) = ended {
-                    self.gave_up(ended, others_were_taken);
+                let outcome = match result {
+                    AttemptResult::Refused(status) => Outcome::Refused(Refusal::Status(status)),
+                    _ => Outcome::Delivered,
+                };
+                if outcome == Outcome::Delivered {
+                    self.accepted += 1;
+                    (self.refused_in_a_row, self.last_accepted) = (0, Some(now));
                 }
+                self.ended(finished.ended.expect("it was answered"), outcome);
             }
         }
+        assert_eq!(self.state.breaker.is_closed(), self.pause.is_none());
         self.settle();
+    }
+
+    fn failed(&mut self, id: u8, attempt: usize, fault: Fault, retry_after: Option<Duration>, finished: Finished) {
+        let (now, accepted, is_stopping) = (self.now, self.accepted, self.is_stopping);
+        let takes_events = self.last_accepted.is_some_and(|last| now - last <= RECENT);
+        let is_rate = fault == Fault::Status(StatusCode::TOO_MANY_REQUESTS);
+        let held = self.held_mut(id);
+        held.failures += 1;
+        held.last_fault = Some(fault);
+        if !is_rate {
+            held.blamed.push((accepted, None));
+        }
+        held.is_doubted |= matches!(fault, Fault::RefusesAll(_));
+        let (arrival, is_suspect) = (held.arrival, held.is_suspect());
+        let binds_all = is_rate || !(is_suspect || takes_events);
+        let longest = (BACKOFF.0 * 2_u32.pow((held.failures - 1).min(20))).min(BACKOFF.1);
+        held.ready = match (is_stopping, retry_after) {
+            (true, _) => (now + SECOND / 2, now + SECOND),
+            (false, Some(wait)) if !binds_all => (now + wait, now + wait.max(longest)),
+            (false, _) => (now, now + longest),
+        };
+        let is_probe = self.pause.as_ref().is_some_and(|pause| pause.probe == Some(attempt));
+        let may_shorten = self.pause.as_ref().is_none_or(|pause| attempt > pause.before);
+        let was_open = self.pause.is_some();
+        // How long the next pause is, if one begins.
+        let mut pause = None;
+        if self.is_stopping {
+        } else if let Some(wait) = retry_after.filter(|_| binds_all) {
+            let until = now + wait;
+            if may_shorten || self.pause.as_ref().is_some_and(|pause| until > pause.until) {
+                pause = Some((until, until));
+            }
+        } else if is_suspect {
+            if is_probe {
+                self.pause.as_mut().unwrap().probe = None;
+            }
+        } else {
+            self.failed_in_a_row.insert(arrival);
+            if is_probe || (!was_open && self.failed_in_a_row.len() >= 5 && !takes_events) {
+                let full = (SECOND * 2_u32.pow(self.openings.min(10))).min(LONGEST_PAUSE);
+                pause = Some((now + full / 2, now + full));
+            }
+        }
+        if let Some((least, most)) = pause {
+            self.openings += 1;
+            let until = self.state.breaker.open_until().expect("it is open");
+            assert!(least <= until && until <= most, "{:?} of {:?}", until - now, most - now);
+            self.pause = Some(Expected { until, before: self.attempts, probe: None });
+        }
+        assert_eq!(finished.has_opened, !was_open && self.pause.is_some());
+        let held = self.events[&id].held.as_ref().unwrap();
+        assert_eq!(finished.ended.is_some(), now >= held.arrived + RETRY_FOR, "its time is over, or not");
+        if let Some(ended) = finished.ended {
+            self.gave_up(ended);
+        }
     }
 
     fn free_slot(&mut self) {
@@ -260,48 +524,53 @@ impl World {
 
     fn expire(&mut self) {
         for ended in self.state.expire(self.now) {
-            self.gave_up(ended, self.last_delivered);
+            self.gave_up(ended);
         }
         let late = self.held().find(|(_, held)| !held.is_in_flight && self.now >= held.arrived + RETRY_FOR);
         assert!(late.is_none(), "{late:?} has been held for too long");
         self.settle();
     }
 
-    fn gave_up(&mut self, ended: Ended, last_delivered: Option<Instant>) {
+    fn gave_up(&mut self, ended: Ended) {
         let held = self.events[&ended.message.id().parse().unwrap()].held.as_ref().expect("it was held");
         assert!(self.now >= held.arrived + RETRY_FOR, "too early");
-        let outcome = match last_delivered.is_some_and(|last| last >= held.arrived) {
-            true => Outcome::Refused(Refusal::KeptFailing),
-            false => Outcome::Abandoned,
+        let outcome = match held.last_fault {
+            Some(fault) if held.has_failed_by_itself(self.accepted) => Outcome::Refused(Refusal::KeptFailing(fault)),
+            last => Outcome::Abandoned(last.or(self.state.health.reason)),
         };
         self.ended(ended, outcome);
     }
 
     fn ended(&mut self, ended: Ended, outcome: Outcome) {
         assert_eq!(ended.outcome, outcome);
+        self.outcomes.push(outcome);
         let id = ended.message.id().parse().unwrap();
-        self.failed_last_probe.take_if(|failed| *failed == id);
         let event = self.events.get_mut(&id).unwrap();
         let held = event.held.take().expect("it ends once");
         ended.tell();
         let told: Vec<_> = held.waiters.iter().map(|waiter| waiter.get().copied()).collect();
         assert_eq!(told, vec![Some(outcome); held.waiters.len()], "all who wait are told");
-        if outcome != Outcome::Abandoned {
+        if matches!(outcome, Outcome::Delivered | Outcome::Refused(Refusal::Status(_))) {
             event.ended = Some((outcome, self.now));
         }
     }
 
     fn check(&self) {
-        let State { entries, waiting, .. } = &self.state;
-        let mut due: Vec<_> = entries.iter().filter_map(|(number, entry)| Some((entry.due?, *number))).collect();
-        due.sort_unstable();
-        assert!(waiting.iter().eq(&due), "an entry waits in one place: {waiting:?}, {due:?}");
         let count = self.held().count();
         assert_eq!(self.state.held(), (count, count * (BYTES + ENTRY_COST)));
         assert_eq!(self.state.waiters(), self.held().map(|(_, held)| held.waiters.len()).sum::<usize>());
         assert_eq!(self.held().filter(|(_, held)| held.is_in_flight).count(), self.jobs.len());
+        assert_eq!(self.state.in_flight().0, self.jobs.len() + self.being_read);
+        let suspects: Vec<_> = self.held().filter(|(_, held)| held.is_suspect()).collect();
+        assert_eq!(self.state.suspects, suspects.len(), "{suspects:?}");
+        let places = self.state.entries.values().filter(|entry| entry.place.is_some()).count();
+        assert_eq!(self.state.lanes.len(), places, "what is not in flight stands in one place");
         let oldest = self.held().map(|(_, held)| held.arrived).min();
         assert_eq!(self.state.oldest(self.now), oldest.map_or(Duration::ZERO, |oldest| self.now - oldest));
+        let changes: Vec<_> = self.lines.iter().filter(|(_, news)| !matches!(news, News::RefusesAll(_))).collect();
+        for pair in changes.windows(2) {
+            assert!(pair[1].0 - pair[0].0 >= LOG.change, "{pair:?}");
+        }
     }
 
     /// Variance takes everything from now on.
@@ -309,8 +578,8 @@ impl World {
         for _ in 0..1000 {
             while self.being_read > 0 || !self.jobs.is_empty() {
                 self.free_slot();
-                if let Some(job) = self.jobs.pop() {
-                    self.finish(&job, AttemptResult::Accepted);
+                if let Some((attempt, job)) = self.jobs.pop() {
+                    self.finish(attempt, &job, AttemptResult::Accepted);
                 }
                 self.check();
             }
@@ -322,6 +591,40 @@ impl World {
         }
         panic!("{} events never leave", self.state.held().0);
     }
+
+    /// Hands an event over for which nobody waits, and lets it fail so.
+    fn fail(&mut self, id: u8, result: AttemptResult) {
+        self.take(Step::HandOver(id, 0));
+        self.take(Step::HangUp(id));
+        self.end(id, result);
+    }
+
+    /// Ends the attempt of an event that is under way.
+    fn end(&mut self, id: u8, result: AttemptResult) {
+        let place = self.jobs.iter().position(|(_, job)| job.message.id() == format!("{id:03}"));
+        let (attempt, job) = self.jobs.swap_remove(place.expect("it is under way"));
+        self.finish(attempt, &job, result);
+        self.free_slot();
+        self.check();
+    }
+
+    fn accept(&mut self, id: u8) {
+        self.take(Step::HandOver(id, 0));
+        self.end(id, AttemptResult::Accepted);
+        self.rename(id);
+    }
+
+    /// Lets the next event of this id be another one.
+    fn rename(&mut self, id: u8) {
+        let event = self.events.get_mut(&id).unwrap();
+        (event.ended, event.name) = (None, event.name + 1);
+    }
+
+    fn under_way(&self) -> Vec<u8> {
+        let mut ids: Vec<_> = self.jobs.iter().map(|(_, job)| job.message.id().parse().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    }
 }
 
 proptest! {
@@ -329,11 +632,15 @@ proptest! {
 
     #[test]
     fn whatever_comes_no_event_is_lost_doubled_late_or_in_anothers_way(
-        steps in prop::collection::vec(step(), 0..200),
+        steps in prop::collection::vec(step(), 0..300),
         seed: u64,
+        stops: bool,
     ) {
         let mut world = World::new(seed);
         steps.into_iter().for_each(|step| world.take(step));
+        if stops {
+            world.take(Step::Stop);
+        }
         world.fair_weather();
     }
 }
@@ -341,15 +648,13 @@ proptest! {
 #[test]
 fn an_outage_without_end_leaves_nothing_of_the_events_that_it_outlasts() {
     let mut world = World::new(1);
-    let fault = AttemptResult::Failed { fault: Fault::Timeout, retry_after: Some(HOUR * 1000) };
-    world.take(Step::HandOver(0));
-    world.take(Step::Finish(0, fault));
+    world.fail(0, status(503, Some(HOUR * 1000)));
     for _ in 0..100 {
-        (0..EVENTS).for_each(|id| world.take(Step::HandOver(id)));
+        (0..EVENTS).for_each(|id| world.take(Step::HandOver(id, id.into())));
         world.take(Step::Wait(RETRY_FOR.as_millis().try_into().unwrap()));
         assert_eq!(world.state.held(), (0, 0));
     }
-    assert!(world.state.entries.is_empty() && world.state.waiting.is_empty());
+    assert!(world.state.entries.is_empty() && world.state.lanes.len() == 0);
 }
 
 #[test]
@@ -357,12 +662,12 @@ fn what_failed_is_not_attempted_again_before_its_backoff_is_over() {
     let mut world = World::new(1);
     world.state.settings.pacing.backoff = Backoff::new(HOUR, HOUR);
     world.state.settings.retry_for = 2 * HOUR;
-    world.take(Step::HandOver(0));
-    world.take(Step::Finish(0, AttemptResult::Failed { fault: Fault::Timeout, retry_after: None }));
-    world.take(Step::FreeSlot);
-    let due = world.state.waiting.first().expect("it waits").0;
+    world.take(Step::HandOver(0, 0));
+    let (_, job) = world.jobs.pop().unwrap();
+    world.state.finish(&job, TIMEOUT, world.now);
+    world.state.free_slot();
+    let due = world.state.due(world.now).expect("it waits");
     assert!(due > world.now);
-    assert_eq!(world.timer, Some(due));
     assert!(world.state.next_job(due - Duration::from_nanos(1)).is_none());
     assert!(world.state.next_job(due).is_some());
 }
@@ -370,22 +675,147 @@ fn what_failed_is_not_attempted_again_before_its_backoff_is_over() {
 #[test]
 fn when_the_breaker_closes_those_that_are_ready_do_not_wait_for_the_reply_that_closed_it_to_be_read() {
     let mut world = World::new(1);
-    world.take(Step::HandOver(0));
-    world.take(Step::Finish(0, AttemptResult::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
+    world.fail(0, status(503, Some(SECOND)));
     world.take(Step::Wait(1000));
-    world.take(Step::HandOver(1));
-    assert_eq!(world.jobs.len(), 1, "while one probes");
+    world.take(Step::HandOver(1, 1));
+    assert_eq!(world.under_way(), [0], "while one probes");
     world.take(Step::Finish(0, AttemptResult::Accepted));
-    assert_eq!(world.jobs.len(), 1, "the other has begun");
+    assert_eq!(world.under_way(), [1]);
 }
 
 #[test]
 fn while_a_probe_is_under_way_events_end_in_time() {
     let mut world = World::new(1);
-    world.take(Step::HandOver(0));
-    world.take(Step::Finish(0, AttemptResult::Failed { fault: Fault::Timeout, retry_after: Some(SECOND) }));
-    world.take(Step::HandOver(1));
+    world.fail(0, status(503, Some(SECOND)));
+    world.take(Step::HandOver(1, 1));
     world.take(Step::Wait(1000));
     world.take(Step::Wait(RETRY_FOR.as_millis().try_into().unwrap()));
     assert_eq!(world.held().count(), 1, "only what is under way is still held");
+}
+
+#[test]
+fn an_event_that_was_never_attempted_is_not_refused_however_many_others_are_accepted() {
+    let mut world = World::new(1);
+    // All slots are taken by others until its time is over.
+    (0..4).for_each(|id| world.take(Step::HandOver(id, 0)));
+    world.take(Step::HandOver(9, 1));
+    world.take(Step::Finish(0, AttemptResult::Accepted));
+    world.take(Step::Wait(RETRY_FOR.as_millis().try_into().unwrap()));
+    assert!(world.events[&9].held.is_none());
+    assert_eq!(world.outcomes.last(), Some(&Outcome::Abandoned(None)));
+}
+
+#[test]
+fn an_event_that_fails_while_others_are_accepted_pauses_nothing_and_is_refused_in_the_end() {
+    let mut world = World::new(1);
+    world.accept(1);
+    world.fail(0, status(503, Some(SECOND)));
+    for _ in 0..19 {
+        world.take(Step::Wait(2_900));
+        world.accept(1);
+        assert!(world.state.breaker.is_closed());
+        if world.under_way() == [0] {
+            world.end(0, status(503, Some(SECOND)));
+        }
+    }
+    world.take(Step::Wait(6_000));
+    if world.under_way() == [0] {
+        world.end(0, status(503, Some(SECOND)));
+    }
+    let fault = Fault::Status(StatusCode::SERVICE_UNAVAILABLE);
+    assert!(world.outcomes.contains(&Outcome::Refused(Refusal::KeptFailing(fault))), "{:?}", world.outcomes);
+}
+
+#[test]
+fn five_events_that_only_ever_fail_do_not_stop_others_that_are_accepted_every_second() {
+    let mut world = World::new(1);
+    world.accept(11);
+    (0..5).for_each(|id| world.fail(id, status(403, None)));
+    for _ in 0..60 {
+        assert!(world.state.breaker.is_closed());
+        world.take(Step::Wait(1000));
+        while let Some(id) = world.under_way().first().copied() {
+            world.end(id, status(403, None));
+        }
+        world.accept(11);
+    }
+}
+
+#[test]
+fn an_attempt_that_began_before_a_pause_neither_ends_nor_shortens_it() {
+    let mut world = World::new(1);
+    (0..3).for_each(|id| world.take(Step::HandOver(id, 0)));
+    world.end(0, status(429, Some(5 * SECOND)));
+    let until = world.state.breaker.open_until();
+    world.end(1, AttemptResult::Accepted);
+    world.end(2, status(429, Some(SECOND)));
+    assert_eq!(world.state.breaker.open_until(), until);
+    world.take(Step::Wait(4_999));
+    assert!(world.jobs.is_empty());
+    world.take(Step::Wait(1));
+    assert_eq!(world.jobs.len(), 1);
+}
+
+#[test]
+fn refusals_are_believed_only_while_others_are_accepted() {
+    let refused = AttemptResult::Refused(StatusCode::BAD_REQUEST);
+    let mut world = World::new(1);
+    world.fail(0, refused);
+    assert_eq!(world.state.health.reason, Some(Fault::RefusesAll(StatusCode::BAD_REQUEST)));
+    assert_eq!((world.held().count(), world.state.health.doubted), (1, 1));
+    assert_eq!(world.lines[0].1, News::RefusesAll(StatusCode::BAD_REQUEST));
+    world.accept(1);
+    assert_eq!(world.state.health.doubted, 0);
+    world.take(Step::Wait(1000));
+    for n in 0..20 {
+        let id = if n == 0 { 0 } else { 2 };
+        if n > 0 {
+            world.take(Step::HandOver(id, 0));
+        }
+        world.end(id, refused);
+        assert!(world.events[&id].held.is_none(), "{n}");
+        world.rename(id);
+    }
+    world.fail(3, refused);
+    assert_eq!(world.held().count(), 1, "the twenty-first in a row");
+}
+
+#[test]
+fn a_stop_voids_the_pause_and_all_backoffs() {
+    let mut world = World::new(1);
+    (0..4).for_each(|id| world.fail(id, TIMEOUT));
+    world.fail(4, status(503, Some(MINUTE)));
+    world.take(Step::HandOver(5, 0));
+    assert!(world.jobs.is_empty() && world.held().count() == 6);
+    world.take(Step::Stop);
+    assert_eq!(world.jobs.len(), CONCURRENCY);
+    world.end(world.under_way()[0], status(503, Some(MINUTE)));
+    world.fair_weather();
+}
+
+#[test]
+fn outages_that_come_and_go_are_a_line_in_ten_seconds_and_one_that_lasts_in_five_minutes() {
+    let mut world = World::new(1);
+    world.state.settings.retry_for = 24 * HOUR;
+    for _ in 0..20 {
+        world.take(Step::HandOver(0, 0));
+        world.end(0, status(503, Some(SECOND)));
+        world.take(Step::Wait(1000));
+        world.end(0, AttemptResult::Accepted);
+        world.rename(0);
+        world.take(Step::Wait(2500));
+    }
+    assert!((4..=8).contains(&world.lines.len()), "in 70 s: {:?}", world.lines);
+    world.take(Step::Wait(10_000));
+    assert!(matches!(world.lines.last(), Some((_, News::Resumed(_)))), "{:?}", world.lines);
+    world.lines.clear();
+    world.take(Step::HandOver(0, 0));
+    let (_, job) = world.jobs.pop().unwrap();
+    world.state.finish(&job, status(429, Some(HOUR)), world.now);
+    for minutes in 0..22 {
+        world.now += if minutes == 0 { Duration::ZERO } else { MINUTE };
+        world.lines.extend(world.state.news(world.now).map(|news| (world.now, news)));
+    }
+    let lasting = world.lines.iter().filter(|(_, news)| matches!(news, News::StillPaused(..))).count();
+    assert_eq!((world.lines.len(), lasting), (5, 4), "{:?}", world.lines);
 }

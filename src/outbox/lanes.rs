@@ -1,0 +1,104 @@
+//! Which event is next: two lanes, and turns among requests.
+//!
+//! *Live* are events that somebody waits for and that have not failed; *backlog* are all others. Live goes first, so that a
+//! webhook does not wait behind what is held, but of four attempts in a row the backlog gets one, so that it drains too. In
+//! the live lane the requests take turns, so that one of 10,000 events does not stand before one of one.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio::time::Instant;
+
+use super::memory::Number;
+
+/// How many attempts in a row the live lane gets while something in the backlog is due.
+const LIVE_IN_A_ROW: u32 = 3;
+
+/// A sender's request, from [`Outbox::request`](super::Outbox::request): its events take turns with those of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(pub(super) u64);
+
+/// Where an event stands. No other event stands there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Live(RequestId, Turn),
+    /// From when on it may be attempted.
+    Backlog(Instant),
+}
+
+/// A round among the requests. Each has one event in it.
+type Turn = u64;
+
+/// The events that are not in flight.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    live: BTreeSet<(Turn, Number)>,
+    /// How many live events a request has, and the turn of its last one.
+    requests: HashMap<RequestId, (usize, Turn)>,
+    turn: Turn,
+    live_in_a_row: u32,
+    backlog: BTreeSet<(Instant, Number)>,
+}
+
+impl Lanes {
+    /// Puts an event at the end of its request's.
+    pub(super) fn add_live(&mut self, request: RequestId, number: Number) -> Place {
+        let (count, last) = self.requests.entry(request).or_default();
+        *count += 1;
+        *last = self.turn.max(*last) + 1;
+        self.live.insert((*last, number));
+        Place::Live(request, *last)
+    }
+
+    /// Puts an event among those that may be attempted from `due` on.
+    pub(super) fn add_backlog(&mut self, due: Instant, number: Number) -> Place {
+        self.backlog.insert((due, number));
+        Place::Backlog(due)
+    }
+
+    pub(super) fn remove(&mut self, number: Number, place: Place) {
+        match place {
+            Place::Live(request, turn) => {
+                self.live.remove(&(turn, number));
+                let (count, _) = self.requests.get_mut(&request).expect("it has this event");
+                *count -= 1;
+                if *count == 0 {
+                    self.requests.remove(&request);
+                }
+            }
+            Place::Backlog(due) => drop(self.backlog.remove(&(due, number))),
+        }
+    }
+
+    /// The event that is next. It stays until it is removed.
+    pub(super) fn next(&self, now: Instant) -> Option<Number> {
+        let live = self.first_live();
+        let backlog = self.backlog.first().filter(|(due, _)| *due <= now).map(|(_, number)| *number);
+        if self.live_in_a_row < LIVE_IN_A_ROW { live.or(backlog) } else { backlog.or(live) }
+    }
+
+    pub(super) fn first_live(&self) -> Option<Number> {
+        self.live.first().map(|(_, number)| *number)
+    }
+
+    /// Notes that the event at this place had its turn.
+    pub(super) fn had_turn(&mut self, place: Place) {
+        match place {
+            Place::Live(_, turn) => {
+                self.turn = self.turn.max(turn);
+                self.live_in_a_row = self.live_in_a_row.saturating_add(1);
+            }
+            Place::Backlog(_) => self.live_in_a_row = 0,
+        }
+    }
+
+    /// How many events there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.live.len() + self.backlog.len()
+    }
+
+    /// When the first may be attempted. Live events can be at once.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.backlog.first().map(|(due, _)| *due)
+    }
+}

@@ -14,12 +14,12 @@
 //! * **Scattered reply times** change nothing: means of the logarithms of 128 times are compared. Times below 10 ms count as
 //!   10 ms, because they measure this machine rather than Variance.
 //! * **Too many in a second.** A 429 is about the rate: with replies after a millisecond, one in flight is a thousand a
-//!   second. It pauses everything for a moment, and sets the rate to four fifths of what was answered in the last second.
-//!   503s that remain with one in flight do so too.
+//!   second. It pauses everything for 10 ms, or for longer each time if nothing is answered meanwhile, and sets the rate to
+//!   four fifths of what was answered in the last second. 503s that remain with one in flight do so too.
 //! * **Growing again.** After a cut both grow as CUBIC does (RFC 9438): fast at first, slowly near what was too much, and
 //!   faster the farther beyond. A rate that was too much several times is tried less and less often.
-//! * **One answer to one mistake.** Replies to attempts that began before the last cut do not cut again, nor does anything
-//!   before Variance has answered others since: what fails altogether is the breaker's matter.
+//! * **One answer to one mistake.** Replies to attempts that began under an earlier limit say nothing of the present one, and
+//!   the rate is cut once in a second. What fails altogether is the breaker's matter.
 //!
 //! Vector's adaptive concurrency and Netflix's `concurrency-limits` compare reply times with those of the past, and take each
 //! change for one of the load. A trial compares them with those of the same minute. Neither of the two has a rate, and with
@@ -35,12 +35,12 @@
 //! | at once | 50000/s | 0.0 % | 5 ms | 5 ms |
 //! | log-normal, median 50 ms, sigma 1 | 3010/s | 0.0 % | 50 ms | 2716 ms |
 //! | 50 ms, but 200 ms for five seconds: after them | 5120/s | 0.0 % | 50 ms | 200 ms |
-//! | 500 in each second, 429 | 465/s | 0.0 % | 1 ms | 1 ms |
-//! | 500 in any second, 429 | 462/s | 0.0 % | 0 ms | 1 ms |
-//! | 500/s, five at once, 429 | 444/s | 0.0 % | 0 ms | 1 ms |
-//! | 500 in each second, 429, `Retry-After: 2` | 429/s | 0.0 % | 0 ms | 1 ms |
-//! | 500 in any second, 429, `Retry-After: 2` | 430/s | 0.0 % | 0 ms | 1 ms |
-//! | 500/s, 50 at once, 429, `Retry-After: 2` | 338/s | 0.0 % | 0 ms | 1 ms |
+//! | 500 in each second, 429 | 468/s | 0.0 % | 1 ms | 1 ms |
+//! | 500 in any second, 429 | 472/s | 0.0 % | 1 ms | 1 ms |
+//! | 500/s, five at once, 429 | 470/s | 0.0 % | 0 ms | 1 ms |
+//! | 500 in each second, 429, `Retry-After: 2` | 419/s | 0.0 % | 0 ms | 1 ms |
+//! | 500 in any second, 429, `Retry-After: 2` | 441/s | 0.0 % | 0 ms | 1 ms |
+//! | 500/s, 50 at once, 429, `Retry-After: 2` | 354/s | 0.0 % | 0 ms | 1 ms |
 //! | 16 slots of 20 ms | 790/s | 0.0 % | 26 ms | 38 ms |
 //! | 2 slots of 20 ms | 87/s | 0.0 % | 20 ms | 56 ms |
 //! | 16 slots of 20 ms, 503 | 743/s | 2.1 % | 20 ms | 20 ms |

@@ -108,7 +108,8 @@ impl Run {
         let connector = Process::start(binary, receiver.address(), variables, log.reopen()?)?;
         let sender = Sender::new(connector.address(), "/batch", 500);
         let mut senders = JoinSet::new();
-        for _ in 0..4 {
+        // Their last events may be slow ones, so there are enough others.
+        for _ in 0..16 {
             senders.spawn(keep_sending(sender));
         }
         Ok(Self { receiver, _connector: connector, log, started: Instant::now(), _senders: senders })

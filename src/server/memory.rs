@@ -68,7 +68,12 @@ enum Sender {
 impl Memory {
     /// What a route needs where a body may have that many bytes.
     pub(super) fn of_route(max_body: usize) -> Self {
-        Self::new((2 * max_body + BESIDE_BODIES).max(MIN_OF_ROUTE))
+        Self::new(Self::bytes_of_route(max_body))
+    }
+
+    /// The same in bytes.
+    pub(super) fn bytes_of_route(max_body: usize) -> usize {
+        (2 * max_body + BESIDE_BODIES).max(MIN_OF_ROUTE)
     }
 
     fn new(bytes: usize) -> Self {
@@ -142,9 +147,14 @@ impl Charge {
         Ok(())
     }
 
+    /// What it is so far.
+    pub(super) fn bytes(&self) -> usize {
+        self.route.num_permits()
+    }
+
     /// Gives back what is over `bytes`.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
-        drop(self.route.split(self.route.num_permits().saturating_sub(bytes)));
+        drop(self.route.split(self.bytes().saturating_sub(bytes)));
     }
 
     /// The sender is proven now: its body is no stranger's, and its connection is kept until it is answered.

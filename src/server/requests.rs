@@ -320,16 +320,24 @@ impl Requests {
         let text = str::from_utf8(&bytes)
             .map_err(|_| Reply::error(StatusCode::BAD_REQUEST, "the body is not JSON: it is not UTF-8"))?;
         let mut scratch = Vec::with_capacity(bytes.len().min(SCRATCH));
-        let mut has_room = Ok(());
+        let mut refused = None;
         let body = posthog::Body::parse(text, |element| {
             let mut made = Element { event: None, fate: Fate::Returned };
-            if has_room.is_ok() {
+            if refused.is_none() {
                 made = self.element(element, arrived, &mut scratch);
-                has_room = charge.grow(made.allocated());
+                refused = charge.grow(made.allocated()).err().map(|no_room| {
+                    let reason = "the events of the body become larger than there is room for: send fewer at once";
+                    match charge.bytes() + made.allocated() > Memory::bytes_of_route(max_body) {
+                        true => Reply::error(StatusCode::PAYLOAD_TOO_LARGE, reason),
+                        false => no_room.into(),
+                    }
+                });
             }
             made
         });
-        has_room?;
+        if let Some(reply) = refused {
+            return Err(reply);
+        }
         let body = body.map_err(|error| match error {
             posthog::BodyError::TooManyElements => Reply::error(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
             posthog::BodyError::NotJson(_) | posthog::BodyError::NoContainer => {

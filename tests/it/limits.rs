@@ -188,6 +188,23 @@ async fn bodies_that_are_being_read_have_a_budget_and_those_of_strangers_a_small
 }
 
 #[tokio::test]
+async fn a_body_of_whose_messages_there_can_never_be_room_is_not_asked_for_again() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |settings| settings.server.max_body = 16 << 20).await;
+    let page = |id: &str, length| {
+        let url = format!("h/?{}", "<".repeat(length));
+        json!({"event": "$pageview", "uuid": id, "properties": {"$current_url": url}})
+    };
+    for (length, status) in [(4_100_000, 413), (2_000_000, 200)] {
+        let body = json!(["a", "b", "c", "d"].map(|id| page(id, length))).to_string();
+        let request = service.client.post(service.url("/batch")).header("content-encoding", "gzip");
+        let reply = Reply::of(request.body(gzip(body.as_bytes()))).await;
+        assert_eq!(reply.status, status, "{}", reply.text);
+    }
+    assert_eq!(variance.count(), 4);
+}
+
+#[tokio::test]
 async fn a_sender_who_turns_out_to_be_known_makes_room_for_strangers_while_it_waits() {
     let variance = Variance::start().await;
     let service = guarded_twice(&variance).await;

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -14,6 +14,9 @@ use crate::config::{self, Flags};
 
 /// How long the service may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The name that stands for the service's addresses in a URL.
+const NAME: &str = "localhost";
 
 /// Where the service is. No other setting need be there, or be right.
 #[derive(Debug, clap::Args)]
@@ -38,34 +41,37 @@ impl Service {
     pub(super) fn find(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<Self> {
         let Args { config, listen } = args;
         let flags = Flags { config, listen, ..Flags::default() };
-        Self::at(within_reach(config::listen(&flags, variables)?))
+        Self::at(config::listen(&flags, variables)?)
     }
 
-    pub(super) fn at(address: SocketAddr) -> anyhow::Result<Self> {
+    pub(super) fn at(listen: SocketAddr) -> anyhow::Result<Self> {
+        let addresses = within_reach(listen);
         // Nothing here speaks TLS, and an image may have no root certificates.
-        let client = Client::builder().no_proxy().tls_certs_only([]).timeout(TIMEOUT).build()?;
-        Ok(Self { address, client })
+        let client = Client::builder().no_proxy().tls_certs_only([]).timeout(TIMEOUT);
+        let client = client.resolve_to_addrs(NAME, &addresses).build()?;
+        Ok(Self { address: addresses[0], client })
     }
 
     /// What it answers on a path.
     pub(super) async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
         let reply = async {
-            let reply = self.client.get(format!("http://{}{path}", self.address)).send().await?;
+            let reply = self.client.get(format!("http://{NAME}:{}{path}", self.address.port())).send().await?;
             Ok((reply.status(), reply.text().await?))
         };
         reply.await.map_err(reqwest::Error::without_url).with_context(|| format!("no answer from {}", self.address))
     }
 }
 
-/// Where to reach what listens there: an unspecified address means all of this machine's.
-fn within_reach(mut listen: SocketAddr) -> SocketAddr {
-    if listen.ip().is_unspecified() {
-        listen.set_ip(match listen {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        });
+/// The addresses to try for what listens there: an unspecified one means all of this machine's. Where IPv6 is switched off, what
+/// listens on `[::]` is reached by IPv4 alone.
+fn within_reach(listen: SocketAddr) -> Vec<SocketAddr> {
+    let by = |ip| SocketAddr::new(ip, listen.port());
+    let (v4, v6) = (by(Ipv4Addr::LOCALHOST.into()), by(Ipv6Addr::LOCALHOST.into()));
+    match listen {
+        SocketAddr::V4(address) if address.ip().is_unspecified() => vec![v4],
+        SocketAddr::V6(address) if address.ip().is_unspecified() => vec![v6, v4],
+        _ => vec![listen],
     }
-    listen
 }
 
 #[cfg(test)]
@@ -74,10 +80,13 @@ mod tests {
 
     #[test]
     fn an_unspecified_address_is_reached_by_loopback() {
-        for (listen, reached) in
-            [("0.0.0.0:8080", "127.0.0.1:8080"), ("[::]:8080", "[::1]:8080"), ("10.1.2.3:80", "10.1.2.3:80")]
-        {
-            assert_eq!(within_reach(listen.parse().unwrap()), reached.parse().unwrap());
+        for (listen, reached) in [
+            ("0.0.0.0:8080", &["127.0.0.1:8080"][..]),
+            ("[::]:8080", &["[::1]:8080", "127.0.0.1:8080"]),
+            ("10.1.2.3:80", &["10.1.2.3:80"]),
+        ] {
+            let reached: Vec<SocketAddr> = reached.iter().map(|address| address.parse().unwrap()).collect();
+            assert_eq!(within_reach(listen.parse().unwrap()), reached);
         }
     }
 }

@@ -22,6 +22,8 @@ async fn ask(service: &Service) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
@@ -53,6 +55,21 @@ mod tests {
                 (result, _) => panic!("{status}: {result:?}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn what_listens_on_all_addresses_is_found_where_ipv6_is_switched_off() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        // Nothing listens on `[::1]`, as if it did not exist.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let service = Service::at((Ipv6Addr::UNSPECIFIED, listener.local_addr().unwrap().port()).into()).unwrap();
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        };
+        let (result, ()) = tokio::join!(ask(&service), answer);
+        result.unwrap();
     }
 
     #[tokio::test]

@@ -432,4 +432,23 @@ mod tests {
             assert_eq!(AttemptResult::of_status(status), AttemptResult::failed(Fault::Status(status)), "{code}");
         }
     }
+
+    #[test]
+    fn a_date_to_come_back_at_counts_from_the_replys_own_date() {
+        let headers = |pairs: &[(HeaderName, &str)]| {
+            HeaderMap::from_iter(pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())))
+        };
+        // Variance's clock is an hour ahead.
+        let in_an_hour =
+            |seconds: u64| httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600 + seconds));
+        let (date, later) = (&*in_an_hour(0), &*in_an_hour(3));
+        let three = Some(Duration::from_secs(3));
+        let by_its_clock = asked_for(&headers(&[(DATE, date), (RETRY_AFTER, later)])).unwrap();
+        assert!((3..=4).contains(&by_its_clock.as_secs()), "{by_its_clock:?}");
+        assert_eq!(asked_for(&headers(&[(DATE, later), (RETRY_AFTER, date)])), None, "it is over");
+        assert_eq!(asked_for(&headers(&[(DATE, date), (RETRY_AFTER, "3")])), three);
+        assert_eq!(asked_for(&headers(&[(DATE, "now"), (RETRY_AFTER, "3")])), three);
+        let by_our_clock = asked_for(&headers(&[(RETRY_AFTER, date)])).unwrap();
+        assert!(by_our_clock > Duration::from_secs(100), "{by_our_clock:?}");
+    }
 }

@@ -201,3 +201,114 @@ fn load(file: Option<&Path>, dirs: &[PathBuf]) -> Vec<CertificateDer<'static>> {
 fn add(store: &mut RootCertStore, certificates: Vec<CertificateDer<'static>>) -> usize {
     store.add_parsable_certificates(certificates).0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROXY: &str = "http://proxy.example:3128";
+
+    fn network(url: &str, variables: &[(&str, &str)]) -> Result<(Network, Vec<Problem>), Vec<Problem>> {
+        // Another test may have been faster.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        Network::from_variables(&url.parse().unwrap(), |name| {
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn a_proxy_comes_from_the_first_variable_that_is_set_for_the_url() {
+        for (variables, has_proxy) in [
+            (&[][..], false),
+            (&[("HTTP_PROXY", PROXY)], true),
+            (&[("http_proxy", PROXY)], true),
+            (&[("ALL_PROXY", "proxy.example:3128")], true),
+            (&[("all_proxy", "HTTP://user:pass@proxy.example")], true),
+            (&[("HTTP_PROXY", "")], false),
+            (&[("HTTP_PROXY", ""), ("http_proxy", "")], false),
+            // For another scheme, whatever it is.
+            (&[("HTTPS_PROXY", "socks5://proxy.example")], false),
+        ] {
+            let (network, warnings) = network("http://variance.example/hook", variables).unwrap();
+            assert_eq!(network.proxy.is_some(), has_proxy, "{variables:?}");
+            assert!(warnings.is_empty(), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_used_is_an_error_that_names_the_variable_and_not_its_value() {
+        for (name, value) in [
+            ("HTTP_PROXY", "\"http://secret.example:3128\""),
+            ("http_proxy", "'http://secret.example:3128'"),
+            ("HTTP_PROXY", " http://secret.example:3128"),
+            ("HTTP_PROXY", "http://secret.example:3128 "),
+            ("ALL_PROXY", "http://secret .example"),
+            ("all_proxy", "socks://secret.example"),
+            ("ALL_PROXY", "socks5://secret.example:1080"),
+            ("ALL_PROXY", "socks5h://secret.example:1080"),
+            ("ALL_PROXY", "ftp://secret.example"),
+            ("HTTP_PROXY", "http://"),
+            ("HTTP_PROXY", "/secret"),
+            ("HTTP_PROXY", "http://secret.example:port"),
+        ] {
+            let problems = network("http://variance.example/hook", &[(name, value)]).unwrap_err();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].starts_with(name) && !problems[0].contains("secret"), "{problems:?}");
+        }
+        for names in [["HTTP_PROXY", "http_proxy"], ["ALL_PROXY", "all_proxy"], ["NO_PROXY", "no_proxy"]] {
+            let variables = [("HTTP_PROXY", PROXY), (names[0], ""), (names[1], PROXY)];
+            let variables = if names[0] == "HTTP_PROXY" { &variables[1..] } else { &variables[..] };
+            let problems = network("http://variance.example/hook", variables).unwrap_err();
+            assert!(problems[0].starts_with(&format!("{} is empty and hides {}", names[0], names[1])), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn an_exception_that_never_matches_is_warned_of_where_a_proxy_is_set() {
+        let except = "variance.example:443, *.example, http://x.example, .example, x.example, *, 10.0.0.0/8, ::1, ,a_b";
+        let (_, warnings) = network("http://v.example/", &[("NO_PROXY", except)]).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let (_, warnings) = network("http://v.example/", &[("HTTP_PROXY", PROXY), ("NO_PROXY", except)]).unwrap();
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        for (warning, entry) in warnings.iter().zip(["variance.example:443", "*.example", "http://x.example"]) {
+            assert!(warning.starts_with(&format!("NO_PROXY: the entry \"{entry}\" never matches")), "{warning}");
+        }
+    }
+
+    #[test]
+    fn certificates_that_cannot_be_had_are_an_error_that_names_the_variable_where_tls_is_spoken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(path("empty"), "").unwrap();
+        std::fs::write(path("other"), "no certificate").unwrap();
+        std::fs::create_dir(path("none")).unwrap();
+        let authority = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/authority.pem");
+        let some = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls");
+        let wrong = [
+            ("SSL_CERT_FILE", path("missing")),
+            ("SSL_CERT_FILE", path("empty")),
+            ("SSL_CERT_FILE", path("other")),
+            ("SSL_CERT_FILE", path("none")),
+            ("SSL_CERT_DIR", path("missing")),
+            ("SSL_CERT_DIR", path("none")),
+            ("SSL_CERT_DIR", format!("{some}:{}", path("missing"))),
+        ];
+        for (name, value) in wrong {
+            let variables = [(name, value.as_str())];
+            let problems = network("https://variance.example/", &variables).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].starts_with(name), "{value}: {problems:?}");
+            assert!(network("http://variance.example/", &variables).is_ok(), "{name} does not matter");
+            let proxied = [variables[0], ("HTTP_PROXY", "https://proxy.example")];
+            assert!(network("http://variance.example/", &proxied).is_err(), "TLS is spoken to the proxy");
+        }
+        for right in [
+            &[("SSL_CERT_FILE", authority)][..],
+            &[("SSL_CERT_DIR", some)],
+            &[("SSL_CERT_FILE", authority), ("SSL_CERT_DIR", some)],
+            &[("SSL_CERT_FILE", authority), ("SSL_CERT_DIR", "")],
+            &[("SSL_CERT_FILE", ""), ("SSL_CERT_DIR", some)],
+        ] {
+            assert!(network("https://variance.example/", right).is_ok(), "{right:?}");
+        }
+    }
+}

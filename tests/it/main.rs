@@ -9,6 +9,7 @@ mod backfill;
 mod bad_input;
 #[cfg(target_os = "linux")] // it reads `/proc`
 mod bounds;
+mod certificates;
 mod check;
 mod commands;
 mod conservation;

@@ -5,6 +5,7 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     sync::mpsc::{self, Receiver},
     thread,
+    time::Duration,
 };
 
 use crate::{
@@ -19,6 +20,11 @@ const EVENT: &str = r#"{"event":"e","uuid":"u","distinct_id":"d"}"#;
 /// A proxy that leads every tunnel to one port of this machine and refuses all else. Returns its URL, and the heads of the
 /// requests that it gets.
 fn proxy(target: u16) -> (String, Receiver<String>) {
+    slow_proxy(target, Duration::ZERO)
+}
+
+/// Likewise, but each tunnel takes so long to make.
+fn slow_proxy(target: u16, pause: Duration) -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (heads, received) = mpsc::channel();
@@ -34,6 +40,7 @@ fn proxy(target: u16) -> (String, Receiver<String>) {
                 drop(near.write_all(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
                 continue;
             }
+            thread::sleep(pause);
             let far = TcpStream::connect(("127.0.0.1", target)).unwrap();
             near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
             let (near_again, far_again) = (near.try_clone().unwrap(), far.try_clone().unwrap());
@@ -106,4 +113,15 @@ async fn what_stays_on_this_machine_uses_no_proxy() {
     let demo = proxied(Program::new(["demo"])).run().await;
     assert_eq!(demo.code, 0, "{demo:?}");
     assert!(requests.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_may_take_as_long_for_a_tunnel_as_an_attempt_may() {
+    let variance = Variance::start().await;
+    let (port, _requests) = tls::server();
+    let (url, _tunnels) = slow_proxy(port, Duration::from_secs(4));
+    let program = Program::serve(&variance).env("VARIANCE_WEBHOOK_URL", "https://other.example/hooks");
+    let program = program.env("https_proxy", &url).env("SSL_CERT_FILE", tls::AUTHORITY);
+    let (_running, address) = program.env("CONNECTOR_WEBHOOK_DEADLINE", "60s").ready().await;
+    assert_eq!(post(&address).await, 200);
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use brotli_decompressor::Decompressor;
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 /// How many bytes tell what a file is, if it has as many.
 const HEAD: usize = 4 << 10;
@@ -56,7 +56,7 @@ pub(super) fn unpack(stream: impl Read + 'static, name: &str, count: Arc<AtomicU
     let whole = BufReader::with_capacity(BUFFER, Cursor::new(head).chain(stream));
     Ok(match kind {
         Kind::Text => Box::new(whole),
-        Kind::Gzip => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole))),
+        Kind::Gzip => Box::new(BufReader::with_capacity(BUFFER, Gzip::new(whole))),
         Kind::Brotli => Box::new(BufReader::with_capacity(BUFFER, Brotli(Decompressor::new(whole, BUFFER)))),
     })
 }
@@ -103,6 +103,33 @@ fn unpacks_to_json(head: &[u8]) -> bool {
     read.is_ok_and(|read| opens_json(&text[..read]))
 }
 
+/// A gzip stream of any number of members. Zeros and line ends between and after them are passed over: tapes, and those who
+/// concatenate, leave them.
+struct Gzip<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Gzip<R> {
+    fn new(stream: R) -> Self {
+        Self(Some(GzDecoder::new(stream)))
+    }
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            match member.read(buffer)? {
+                0 if !buffer.is_empty() => {}
+                read => return Ok(read),
+            }
+            let Some(mut stream) = self.0.take().map(GzDecoder::into_inner) else { break };
+            while matches!(stream.fill_buf()?.first(), Some(0 | b'\r' | b'\n')) {
+                stream.consume(1);
+            }
+            self.0 = (!stream.fill_buf()?.is_empty()).then(|| GzDecoder::new(stream));
+        }
+        Ok(0)
+    }
+}
+
 /// A Brotli stream with nothing after it.
 struct Brotli<R: Read>(Decompressor<R>);
 
@@ -144,5 +171,24 @@ mod tests {
                 (is, expected) => assert_eq!(is, expected, "{name} {head:?}"),
             }
         }
+    }
+
+    #[test]
+    fn members_of_gzip_may_be_parted_and_followed_by_zeros_and_line_ends() {
+        let packed = include_bytes!("../../../tests/it/fixtures/export.jsonl.gz");
+        let plain = include_bytes!("../../../tests/it/fixtures/export.jsonl");
+        let unpacked = |stream: Vec<u8>| {
+            let mut text = Vec::new();
+            let read = unpack(io::Cursor::new(stream), "a.gz", Arc::default()).unwrap().read_to_end(&mut text);
+            read.map(|_| text)
+        };
+        for between in ["", "\0\0\0", "\n", "\r\n\0"] {
+            let stream = [packed, between.as_bytes(), packed, between.as_bytes()].concat();
+            assert_eq!(unpacked(stream).unwrap(), [&plain[..], plain].concat(), "{between:?}");
+        }
+        for rest in ["x", "\0x", "\x1f"] {
+            assert!(unpacked([packed, rest.as_bytes()].concat()).is_err(), "{rest:?}");
+        }
+        assert!(unpacked(packed[..packed.len() - 4].to_vec()).is_err());
     }
 }

@@ -9,11 +9,12 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+import types
 import uuid
 from collections import Counter
 from datetime import datetime, timedelta, timezone
@@ -151,6 +152,10 @@ def once(variance, rows):
 
 
 def main(program, queries):
+    # A PostHog that is not there at the start is given up after half a minute.
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        away = types.SimpleNamespace(url=f"http://127.0.0.1:{closed.getsockname()[1]}")
+    away = Run(program, away, types.SimpleNamespace(url="http://127.0.0.1:9/"), "--since", "2025-01-01")
     posthog, events = Posthog(), make_events()
     others = [[str(uuid.uuid4()), name, "{}", row[3], team, "x", row[6], ""] for row in events[:2_000]
               for name, team in [("$autocapture", TEAM), ("of another team", TEAM + 1)]]
@@ -237,6 +242,9 @@ def main(program, queries):
     ]:
         run = Run(program, posthog, variance, *year, **arguments).end()
         check(run.code == 1 and says in run.err and arguments.get("key", "phx") not in run.err.replace("(phx_", ""), says, run)
+
+    away.end()
+    check(away.code == 1 and "Is posthog.url the address of PostHog?" in away.err, "a PostHog that is not there is given up", away)
 
     with open(queries, "w") as file:
         json.dump(sorted(posthog.texts), file)

@@ -132,6 +132,8 @@ class Run:
     def end(self):
         self.out, self.err = self.process.communicate(self.log, timeout=600)
         self.code = self.process.returncode
+        if "panicked" in self.err:
+            sys.exit(f"FAILED  {self.err}")
         return self
 
 

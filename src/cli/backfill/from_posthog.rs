@@ -24,7 +24,7 @@ pub(super) use self::lost::Lost;
 use self::{
     hogql::{BOUNDS_COLUMNS, By, DAY_COLUMNS, PAGE_COLUMNS, Selection, Which},
     pages::{Key, Pages, Span, windows},
-    row::{Row, time_of},
+    row::{Line, time_of},
 };
 use super::{
     reader::{Reader, Stop},
@@ -330,24 +330,21 @@ impl FromPosthog {
             };
             let give_up = |error: &dyn Display| End::GiveUp(error.to_string());
             let rows = reply.rows().map_err(|error| give_up(&error))?;
-            let rows = rows.iter().map(|row| Row::read(row, selection.by)).collect::<Result<Vec<_>, _>>();
-            let mut rows = rows.map_err(|error| give_up(&error))?;
-            let keys: Vec<_> = rows.iter().map(|row| row.key.clone()).collect();
-            let before = pages.after().clone();
-            rows.truncate(pages.took(&keys).map_err(|error| give_up(&error))?);
-            let mut previous = before.clone();
-            let mut before = before;
-            for row in rows {
-                if row.key != previous {
-                    before = std::mem::replace(&mut previous, row.key.clone());
+            let keys = rows.iter().map(|row| row::key(row, selection.by)).collect::<Result<Vec<_>, _>>();
+            let keys = keys.map_err(|error| give_up(&error))?;
+            let (mut before, mut previous) = (pages.after().clone(), pages.after().clone());
+            let used = pages.took(&keys).map_err(|error| give_up(&error))?;
+            for (row, key) in rows.iter().zip(&keys).take(used) {
+                if *key != previous {
+                    before = std::mem::replace(&mut previous, key.clone());
                 }
                 if is_time {
                     let uuid = Some(before.uuid.clone()).filter(|uuid| !uuid.is_empty());
                     self.reader.next().resume = Resume::From(before.time, uuid);
-                    *self.reached.lock().expect("no panic while it is held") = Some(row.key.time);
+                    *self.reached.lock().expect("no panic while it is held") = Some(key.time);
                 }
-                told(&row.key.uuid);
-                self.row(&row, is_time)?;
+                told(&key.uuid);
+                self.row(key, &Line::of(row).map_err(|error| give_up(&error))?)?;
             }
             if is_time {
                 let Key { time, uuid } = pages.after().clone();
@@ -357,14 +354,14 @@ impl FromPosthog {
         Ok(())
     }
 
-    fn row(&mut self, Row { key, line, problem }: &Row, is_time: bool) -> Result<(), Stop> {
-        let element = Raw::parse(line).expect("it was put together from JSON");
+    fn row(&mut self, key: &Key, Line { text, problem }: &Line) -> Result<(), Stop> {
+        let element = Raw::parse(text).expect("it was put together from JSON");
         Event::decode(element, &Envelope::default(), |event| {
-            if is_time && !self.is_new(date_of(key.time), &event, &key.uuid) {
+            if !self.is_new(date_of(key.time), &event, &key.uuid) {
                 return Ok(());
             }
             let place = format!("PostHog's event {}", key.uuid);
-            let original = Original::line(line);
+            let original = Original::line(text);
             match (event, problem) {
                 (_, Some(problem)) => self.reader.send(&place, Err((*problem).to_owned()), original)?,
                 (Ok(event), None) => self.reader.event(&place, &event, original)?,

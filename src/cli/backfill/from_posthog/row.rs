@@ -7,10 +7,9 @@ use crate::{json::Raw, posthog::Time};
 
 /// An event of PostHog's table.
 #[derive(Debug)]
-pub(super) struct Row {
-    pub(super) key: Key,
-    /// In the shape of an export.
-    pub(super) line: String,
+pub(super) struct Line {
+    /// The event in the shape of an export.
+    pub(super) text: String,
     /// Why it is no event that can be forwarded.
     pub(super) problem: Option<&'static str>,
 }
@@ -20,36 +19,40 @@ pub(super) struct Row {
 #[error("PostHog answered with values of another form than was asked for")]
 pub(super) struct Unusable;
 
-impl Row {
-    /// Reads the values of a page's columns.
-    pub(super) fn read(values: &[Raw<'_>], by: By) -> Result<Self, Unusable> {
-        let [uuid, name, distinct_id, timestamp, created_at, properties, person] = values else { return Err(Unusable) };
-        let [happened, ingested] = [timestamp, created_at].map(|time| time_of(*time));
-        let time = match by {
-            By::Timestamp => happened,
-            By::CreatedAt => ingested,
-        };
-        let uuid_text = uuid.as_text().ok_or(Unusable)?.to_scalar_string().into_owned();
-        let key = Key { time: time.ok_or(Unusable)?, uuid: uuid_text };
-        let mut line = format!("{{\"uuid\":{},\"event\":{}", uuid.as_str(), name.as_str());
-        line.extend([",\"distinct_id\":", distinct_id.as_str()]);
-        if let Some(happened) = happened {
-            line.push_str(&format!(",\"timestamp\":\"{happened}\""));
+/// The key of a row of a page.
+pub(super) fn key(values: &[Raw<'_>], by: By) -> Result<Key, Unusable> {
+    let [uuid, _, _, timestamp, created_at, ..] = values else { return Err(Unusable) };
+    let time = match by {
+        By::Timestamp => timestamp,
+        By::CreatedAt => created_at,
+    };
+    let uuid = uuid.as_text().ok_or(Unusable)?.to_scalar_string().into_owned();
+    Ok(Key { time: time_of(*time).ok_or(Unusable)?, uuid })
+}
+
+impl Line {
+    /// Makes one of a row of a page.
+    pub(super) fn of(values: &[Raw<'_>]) -> Result<Self, Unusable> {
+        let [uuid, name, distinct_id, timestamp, _, properties, person] = values else { return Err(Unusable) };
+        let mut text = format!("{{\"uuid\":{},\"event\":{}", uuid.as_str(), name.as_str());
+        text.extend([",\"distinct_id\":", distinct_id.as_str()]);
+        if let Some(happened) = time_of(*timestamp) {
+            text.push_str(&format!(",\"timestamp\":\"{happened}\""));
         }
         let mut problem = None;
         for (name, value) in [("properties", *properties), ("person_properties", *person)] {
             match object(value) {
                 Ok(None) => {}
-                Ok(Some(object)) => line.extend([",\"", name, "\":", &object]),
+                Ok(Some(object)) => text.extend([",\"", name, "\":", &object]),
                 Err(()) if name == "properties" => {
                     problem = Some("its `properties` are not a JSON object");
-                    line.extend([",\"", name, "\":", value.as_str()]);
+                    text.extend([",\"", name, "\":", value.as_str()]);
                 }
                 Err(()) => {}
             }
         }
-        line.push('}');
-        Ok(Self { key, line, problem })
+        text.push('}');
+        Ok(Self { text, problem })
     }
 }
 
@@ -75,7 +78,7 @@ fn object(value: Raw<'_>) -> Result<Option<String>, ()> {
 mod tests {
     use super::*;
 
-    fn read(properties: &str, person: &str) -> Row {
+    fn read(properties: &str, person: &str) -> (Key, Line) {
         let texts = [
             "\"0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11\"",
             "\"plan \\\"upgraded\\\" \\ud83d\"",
@@ -85,18 +88,19 @@ mod tests {
             properties,
             person,
         ];
-        Row::read(&texts.map(|text| Raw::parse(text).unwrap()), By::CreatedAt).unwrap()
+        let values = texts.map(|text| Raw::parse(text).unwrap());
+        (key(&values, By::CreatedAt).unwrap(), Line::of(&values).unwrap())
     }
 
     #[test]
     fn a_row_becomes_an_exported_line() {
-        let row = read(r#""{\"n\":18446744073709551617,\"half\":\"\\ud83d\"}""#, r#""{\"email\":\"a@b.c\"}""#);
-        assert_eq!(row.key.time, "2026-08-20T23:00:00.000001Z".parse().unwrap());
+        let (key, line) = read(r#""{\"n\":18446744073709551617,\"half\":\"\\ud83d\"}""#, r#""{\"email\":\"a@b.c\"}""#);
+        assert_eq!(key.time, "2026-08-20T23:00:00.000001Z".parse().unwrap());
         assert_eq!(
-            row.line,
+            line.text,
             r#"{"uuid":"0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11","event":"plan \"upgraded\" \ud83d","distinct_id":"user","timestamp":"2026-08-20T09:14:03.512Z","properties":{"n":18446744073709551617,"half":"\ud83d"},"person_properties":{"email":"a@b.c"}}"#
         );
-        assert_eq!(row.problem, None);
+        assert_eq!(line.problem, None);
     }
 
     #[test]
@@ -107,12 +111,12 @@ mod tests {
             (r#""{\"a\":""#, r#""{}""#, r#","properties":"{\"a\":","person_properties":{}}"#, true),
             (r#""[1]""#, r#""x""#, r#","properties":"[1]"}"#, true),
         ] {
-            let row = read(properties, person);
-            assert!(row.line.ends_with(kept), "{}", row.line);
-            assert_eq!(row.problem.is_some(), problem, "{properties}");
+            let (_, line) = read(properties, person);
+            assert!(line.text.ends_with(kept), "{}", line.text);
+            assert_eq!(line.problem.is_some(), problem, "{properties}");
         }
         let values = ["1", "2", "3", "4", "5", "6", "7"].map(|text| Raw::parse(text).unwrap());
-        assert_eq!(Row::read(&values, By::Timestamp).unwrap_err(), Unusable);
-        assert_eq!(Row::read(&values[1..], By::Timestamp).unwrap_err(), Unusable);
+        assert_eq!(key(&values, By::Timestamp), Err(Unusable));
+        assert_eq!(Line::of(&values[1..]).unwrap_err(), Unusable);
     }
 }

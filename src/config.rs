@@ -15,6 +15,8 @@
 
 use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
+use url::Url;
+
 pub use self::{
     given::Origin,
     keys::{FILE_VARIABLE, KEYS, Key},
@@ -281,16 +283,9 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
                     can name a file with it";
         authorization.ok_or_else(|| reader.missing(&AUTHORIZATION.key, from))
     });
-    let network =
-        webhook_url.and_then(|url| match Network::from_variables(&url, |name| reader.foreign_variable(name)) {
-            Ok((network, more)) => {
-                more.into_iter().for_each(|warning| reader.warn(warning));
-                Ok((url, network))
-            }
-            Err(problems) => Err(problems.into_iter().fold(Reported, |_, problem| reader.problem(problem))),
-        });
+    let webhook_url = webhook_url.and_then(|url| network(reader, url));
     let (value, file) = authorization?;
-    let (webhook_url, network) = network?;
+    let (webhook_url, network) = webhook_url?;
     Ok(DestinationSettings {
         webhook_url,
         authorization: Authorization { value, file },
@@ -298,6 +293,17 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
         network,
         connections_kept_for: CONNECTIONS_KEPT_FOR,
     })
+}
+
+/// A URL with the way to it.
+fn network(reader: &mut Reader, url: Url) -> Result<(Url, Network), Reported> {
+    match Network::from_variables(&url, |name| reader.foreign_variable(name)) {
+        Ok((network, more)) => {
+            more.into_iter().for_each(|warning| reader.warn(warning));
+            Ok((url, network))
+        }
+        Err(problems) => Err(problems.into_iter().fold(Reported, |_, problem| reader.problem(problem))),
+    }
 }
 
 fn server(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<ServerSettings, Reported> {
@@ -421,7 +427,7 @@ fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
             let name = reader.named(&POSTHOG_URL.key);
             reader.warn(format!("{name} is plain http: events and the key can be read on their way"));
         }
-        Ok(url)
+        network(reader, url)
     });
     let project_id = project_id.and_then(|id| {
         let from = "it is the number in the URL of every page of the project";
@@ -432,7 +438,8 @@ fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
                     a file with it";
         key.ok_or_else(|| reader.missing(&POSTHOG_API_KEY.key, from))
     });
-    Ok(PosthogSettings { url: url?, project_id: project_id?, api_key: api_key?.0 })
+    let (url, network) = url?;
+    Ok(PosthogSettings { url, project_id: project_id?, api_key: api_key?.0, network })
 }
 
 fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {

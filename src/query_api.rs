@@ -18,7 +18,7 @@ use url::Url;
 
 use crate::{
     backoff,
-    destination::USER_AGENT,
+    destination::{Network, USER_AGENT},
     json::{Raw, Scanner, SyntaxError},
     secret::Secret,
 };
@@ -46,6 +46,8 @@ pub struct PosthogSettings {
     pub project_id: u64,
     /// A personal API key with the scope `query:read`.
     pub api_key: Secret,
+    /// The way to it.
+    pub network: Network,
 }
 
 /// A query in HogQL, with the values of its placeholders.
@@ -98,7 +100,8 @@ impl QueryApi {
     /// # Errors
     /// When TLS cannot be set up, or the key cannot stand in a header.
     pub fn new(settings: PosthogSettings) -> anyhow::Result<Self> {
-        let client = Client::builder()
+        let client = settings.network.client(Client::builder());
+        let client = client
             .user_agent(USER_AGENT)
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())

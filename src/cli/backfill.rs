@@ -5,7 +5,7 @@
 //! file nor that of its events matters.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs::File,
     io::{self, BufReader, Read, Write},
@@ -117,7 +117,9 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     if let Some(problem) = problem(&args, Timestamp::now()) {
         return Err(config::Error { problems: vec![problem] }.into());
     }
-    for warning in forwarding.warnings.iter().chain(posthog.iter().flat_map(|posthog| &posthog.warnings)) {
+    let warnings: BTreeSet<_> =
+        forwarding.warnings.iter().chain(posthog.iter().flat_map(|posthog| &posthog.warnings)).collect();
+    for warning in warnings {
         eprintln!("warning: {warning}");
     }
     let posthog = match posthog {

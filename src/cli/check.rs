@@ -95,7 +95,8 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
         let asked = match asked {
             Ok(asked) => {
                 loaded.settings.extend(asked.settings);
-                loaded.warnings.extend(asked.warnings);
+                let others: Vec<_> = asked.warnings.into_iter().filter(|it| !loaded.warnings.contains(it)).collect();
+                loaded.warnings.extend(others);
                 Some(asked.config)
             }
             Err(error) if posthog => return Err(error),

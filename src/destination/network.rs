@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::Uri;
-use reqwest::{NoProxy, Proxy};
+use reqwest::{ClientBuilder, NoProxy, Proxy};
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 use rustls_native_certs::{CertificateResult, load_certs_from_paths};
 use url::Url;
@@ -23,8 +23,8 @@ const CERT_DIR: &str = "SSL_CERT_DIR";
 /// A proxy, if one is set, and the settings of TLS.
 #[derive(Clone)]
 pub struct Network {
-    pub(super) proxy: Option<Proxy>,
-    pub(super) tls: ClientConfig,
+    proxy: Option<Proxy>,
+    tls: ClientConfig,
 }
 
 /// What is wrong with a variable, or may not do what was meant.
@@ -70,6 +70,17 @@ impl Network {
         let mut tls = ClientConfig::builder().with_root_certificates(authorities).with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { proxy, tls })
+    }
+}
+
+impl Network {
+    /// A client that goes by this network and by no other variable.
+    pub fn client(&self, client: ClientBuilder) -> ClientBuilder {
+        let client = client.tls_backend_preconfigured(self.tls.clone()).no_proxy();
+        match &self.proxy {
+            Some(proxy) => client.proxy(proxy.clone()),
+            None => client,
+        }
     }
 }
 

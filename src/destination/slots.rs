@@ -61,7 +61,8 @@ impl Slots {
     /// A client without a connection.
     pub(super) fn new_slot(&self) -> Slot {
         let Shared { free: _, network, resolver, connect_timeout, kept_for } = &*self.0;
-        let mut client = Client::builder()
+        let client = network
+            .client(Client::builder())
             .user_agent(USER_AGENT)
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -73,12 +74,7 @@ impl Slots {
             .http1_ignore_invalid_headers_in_responses(true)
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .http1_allow_spaces_after_header_name_in_responses(true)
-            .tls_backend_preconfigured(network.tls.clone())
-            .dns_resolver(Arc::clone(resolver))
-            .no_proxy();
-        if let Some(proxy) = &network.proxy {
-            client = client.proxy(proxy.clone());
-        }
+            .dns_resolver(Arc::clone(resolver));
         // Those that are made together should not all be made anew together.
         let age = kept_for.mul_f64(0.5 + fastrand::f64() / 2.0);
         Slot {

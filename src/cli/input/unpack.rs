@@ -179,7 +179,7 @@ mod tests {
         let plain = include_bytes!("../../../tests/it/fixtures/export.jsonl");
         let unpacked = |stream: Vec<u8>| {
             let mut text = Vec::new();
-            let read = unpack(io::Cursor::new(stream), "a.gz", Arc::default()).unwrap().read_to_end(&mut text);
+            let read = unpack(Cursor::new(stream), "a.gz", Arc::default()).unwrap().read_to_end(&mut text);
             read.map(|_| text)
         };
         for between in ["", "\0\0\0", "\n", "\r\n\0"] {

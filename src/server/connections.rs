@@ -17,8 +17,17 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::Router;
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use tokio::{
     io::{AsyncRead, ReadBuf, join},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
@@ -27,7 +36,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::routes::Routes;
+use super::routes;
 use crate::{metrics::Metrics, repeated::Repeated};
 
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
@@ -96,7 +105,7 @@ impl Connections {
     }
 
     /// Accepts connections and serves each in a task of its own, for ever.
-    pub(super) async fn accept(&self, listener: TcpListener, routes: Arc<Routes>, metrics: &Metrics) -> Infallible {
+    pub(super) async fn accept(&self, listener: TcpListener, router: &Router, metrics: &Metrics) -> Infallible {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let failures = Repeated::default();
         loop {
@@ -112,11 +121,11 @@ impl Connections {
                 }
             };
             let permit = self.make_room(&permits).await;
-            let (routes, ending, metrics) = (Arc::clone(&routes), self.ending.clone(), metrics.clone());
+            let (router, ending, metrics) = (router.clone(), self.ending.clone(), metrics.clone());
             let (head_timeout, seat) = (self.head_timeout, Seat::new(peer, &self.idle));
             self.tracker.spawn(async move {
                 metrics.connections().inc();
-                connection(stream, &routes, head_timeout, &seat, ending).await;
+                connection(stream, router, head_timeout, &seat, ending).await;
                 metrics.connections().dec();
                 drop(permit);
             });
@@ -209,7 +218,7 @@ impl Drop for Seat {
 
 async fn connection(
     stream: TcpStream,
-    routes: &Routes,
+    router: Router,
     head_timeout: Duration,
     seat: &Arc<Seat>,
     ending: CancellationToken,
@@ -220,10 +229,13 @@ async fn connection(
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_BUFFER);
-    let answer = service_fn(async |request| {
-        let reply = routes.answer(request, seat).await;
+    let router = TowerToHyperService::new(router);
+    let answer = service_fn(async |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Arc::clone(seat));
+        routes::one_slash(request.uri_mut());
+        let reply = router.call(request).await;
         seat.is_owed_reply.store(false, Ordering::Relaxed);
-        Ok::<_, Infallible>(reply)
+        reply
     });
     let (reading, writing) = stream.into_split();
     let reading = Reading { stream: reading, seat: Arc::clone(seat), end: None };

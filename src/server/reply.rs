@@ -2,9 +2,11 @@
 
 use std::fmt::Display;
 
-use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::Full;
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::inflate::NoRoom;
@@ -74,8 +76,6 @@ pub(super) struct Reply {
     pub report: Report,
     /// When to come back, in seconds.
     pub retry_after: Option<u64>,
-    /// The methods that there are, if it was another.
-    pub allow: Option<&'static str>,
     /// Whether this connection ends here.
     pub close: bool,
 }
@@ -86,7 +86,7 @@ impl Reply {
         let problem = Problem { index: None, uuid: None, reason: reason.into() };
         let report = Report { problems: vec![problem], ..Report::default() };
         let retry = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-        Self { status, report, retry_after: retry.then_some(1), allow: None, close: false }
+        Self { status, report, retry_after: retry.then_some(1), close: false }
     }
 
     /// The reply to a body that is over the limit, packed or not.
@@ -100,10 +100,9 @@ impl Reply {
         Self::error(StatusCode::NOT_FOUND, "no such path: events go to /webhook or /batch")
     }
 
-    /// The reply to a method that the path does not have.
-    pub(super) fn no_such_method(allow: &'static str) -> Self {
-        let reply = Self::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path");
-        Self { allow: Some(allow), ..reply }
+    /// The reply to a method that the path does not have. The router adds which there are.
+    pub(super) fn no_such_method() -> Self {
+        Self::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path")
     }
 
     /// The reply of a service that is about to stop.
@@ -119,21 +118,18 @@ impl From<NoRoom> for Reply {
     }
 }
 
-impl From<Reply> for Response<Full<Bytes>> {
-    fn from(reply: Reply) -> Self {
-        let mut response = json(reply.status, &reply.report);
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        let mut response = json(self.status, &self.report);
         let headers = response.headers_mut();
-        if let Some(seconds) = reply.retry_after {
+        if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Some(allow) = reply.allow {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
-        }
-        if reply.status == StatusCode::UNAUTHORIZED {
+        if self.status == StatusCode::UNAUTHORIZED {
             // RFC 9110, section 15.5.2: a 401 names a way to authenticate.
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if reply.close {
+        if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -141,13 +137,13 @@ impl From<Reply> for Response<Full<Bytes>> {
 }
 
 /// A response with `body` as JSON.
-pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response<Full<Bytes>> {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     response(status, "application/json", serde_json::to_vec(body).expect("numbers and strings are always JSON"))
 }
 
 /// A response with `body` as it is.
-pub(super) fn response(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body));
+pub(super) fn response(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

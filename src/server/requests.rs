@@ -17,10 +17,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use axum::body::Body;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use tokio::{
     select,
     sync::Semaphore,
@@ -130,7 +131,7 @@ impl Requests {
     }
 
     /// Answers a request, and counts that.
-    pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Incoming>, seat: &Arc<Seat>) -> Reply {
+    pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Body>, seat: &Arc<Seat>) -> Reply {
         let _in_flight = self.in_flight.token();
         let start = Instant::now();
         let (head, mut body) = request.into_parts();
@@ -152,7 +153,7 @@ impl Requests {
         self: &Arc<Self>,
         route: &Route,
         headers: &HeaderMap,
-        body: &mut Incoming,
+        body: &mut Body,
         seat: &Arc<Seat>,
         deadline: Instant,
     ) -> Result<(Vec<Element>, Charge), Reply> {
@@ -205,7 +206,7 @@ impl Requests {
 
     /// Reads a whole body until `deadline`. What has not been read is left in `body`. The buffer grows with what has
     /// arrived, not with what was announced, and is charged as it grows.
-    async fn read(&self, body: &mut Incoming, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
+    async fn read(&self, body: &mut Body, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
         let max_body = self.server.settings.borrow().max_body;
         let announced = body.size_hint().upper().and_then(|announced| usize::try_from(announced).ok());
         let limit = announced.unwrap_or(max_body);
@@ -386,7 +387,7 @@ impl Requests {
         };
         let paused = || outbox.paused().unwrap_or_default().as_secs_f64().ceil().max(1.0) as u64;
         let retry_after = (report.held > 0).then(paused);
-        Reply { status, report, retry_after, allow: None, close: self.draining.is_cancelled() }
+        Reply { status, report, retry_after, close: self.draining.is_cancelled() }
     }
 
     /// Hands the events over in their order, a window at a time, and waits for what becomes of them; without a deadline
@@ -462,7 +463,7 @@ impl Requests {
 
     /// Reads on for a while and throws away, so that a sender that is replied to early is not cut off before it has read
     /// its reply. Not for long, and not when the server stops.
-    pub(super) fn discard(&self, mut body: Incoming) {
+    pub(super) fn discard(&self, mut body: Body) {
         if body.is_end_stream() {
             return;
         }

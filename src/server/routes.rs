@@ -5,10 +5,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use axum::{
+    Extension, Router,
+    body::Body,
+    extract::State,
+    response::Response,
+    routing::{get, post},
+};
+use http::{
+    Request, StatusCode, Uri,
+    uri::{Parts, PathAndQuery},
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -29,35 +36,41 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Answers a request. A slash at the end of a path changes nothing, nor do several at its beginning.
-    pub(super) async fn answer(&self, request: Request<Incoming>, seat: &Arc<Seat>) -> Response<Full<Bytes>> {
-        let Self { server, requests, .. } = self;
-        let path = request.uri().path();
-        let path = &path[path.find(|letter| letter != '/').unwrap_or(1).saturating_sub(1)..];
-        match (path.strip_suffix('/').unwrap_or(path), request.method()) {
-            ("/webhook", &Method::POST) => requests.answer(&requests.webhook, request, seat).await.into(),
-            ("/batch", &Method::POST) => requests.answer(&requests.batch, request, seat).await.into(),
-            ("/healthz", &Method::GET | &Method::HEAD) => self.health(RouteLabel::Healthz),
-            ("/readyz", &Method::GET | &Method::HEAD) => self.health(RouteLabel::Readyz),
-            ("/metrics", &Method::GET | &Method::HEAD) => {
-                server.metrics.replied(RouteLabel::Metrics, StatusCode::OK, Duration::ZERO);
-                let text = server.metrics.encode(server.outbox.snapshot());
-                reply::response(StatusCode::OK, metrics::CONTENT_TYPE, text)
-            }
-            ("/webhook" | "/batch", _) => self.early(Reply::no_such_method("POST"), request),
-            ("/healthz" | "/readyz" | "/metrics", _) => self.early(Reply::no_such_method("GET,HEAD"), request),
-            _ => self.early(Reply::no_such_path(), request),
-        }
+    /// The router of all paths. Each connection asks through [`one_slash`], and says which it is by an extension.
+    pub(super) fn router(self) -> Router {
+        let webhook = async |State(routes): State<Arc<Self>>, Extension(seat): Extension<Arc<Seat>>, request| {
+            routes.requests.answer(&routes.requests.webhook, request, &seat).await
+        };
+        let batch = async |State(routes): State<Arc<Self>>, Extension(seat): Extension<Arc<Seat>>, request| {
+            routes.requests.answer(&routes.requests.batch, request, &seat).await
+        };
+        Router::new()
+            .route("/webhook", post(webhook))
+            .route("/batch", post(batch))
+            .route("/healthz", get(async |State(routes): State<Arc<Self>>| routes.health(RouteLabel::Healthz)))
+            .route("/readyz", get(async |State(routes): State<Arc<Self>>| routes.health(RouteLabel::Readyz)))
+            .route("/metrics", get(async |State(routes): State<Arc<Self>>| routes.metrics()))
+            .fallback(async |State(routes): State<Arc<Self>>, request| routes.early(Reply::no_such_path(), request))
+            .method_not_allowed_fallback(async |State(routes): State<Arc<Self>>, request| {
+                routes.early(Reply::no_such_method(), request)
+            })
+            .with_state(Arc::new(self))
     }
 
     /// A reply to a request whose body nobody wants.
-    fn early(&self, reply: Reply, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    fn early(&self, reply: Reply, request: Request<Body>) -> Reply {
         self.requests.discard(request.into_body());
         self.server.metrics.replied(RouteLabel::Other, reply.status, Duration::ZERO);
-        reply.into()
+        reply
     }
 
-    fn health(&self, route: RouteLabel) -> Response<Full<Bytes>> {
+    fn metrics(&self) -> Response {
+        self.server.metrics.replied(RouteLabel::Metrics, StatusCode::OK, Duration::ZERO);
+        let text = self.server.metrics.encode(self.server.outbox.snapshot());
+        reply::response(StatusCode::OK, metrics::CONTENT_TYPE, text)
+    }
+
+    fn health(&self, route: RouteLabel) -> Response {
         let is_draining = self.requests.draining.is_cancelled();
         let status = match is_draining && route == RouteLabel::Readyz {
             true => StatusCode::SERVICE_UNAVAILABLE,
@@ -84,6 +97,20 @@ impl Routes {
         };
         reply::json(status, &health)
     }
+}
+
+/// Takes the slash at the end of a path away, and all but one at its beginning: neither changes anything.
+pub(super) fn one_slash(uri: &mut Uri) {
+    let path = uri.path();
+    let trimmed = path.trim_start_matches('/');
+    let trimmed = trimmed.strip_suffix('/').unwrap_or(trimmed);
+    if trimmed.len() + 1 == path.len() {
+        return;
+    }
+    let query = uri.query().map_or_else(String::new, |query| format!("?{query}"));
+    let mut parts = Parts::default();
+    parts.path_and_query = PathAndQuery::try_from(format!("/{trimmed}{query}")).ok();
+    *uri = Uri::from_parts(parts).expect("a path alone is an address");
 }
 
 /// What `/healthz` and `/readyz` say, in the order in which people read it.

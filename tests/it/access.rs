@@ -308,6 +308,7 @@ async fn a_configuration_that_would_let_anybody_in_does_not_start_and_says_what_
                          server.allow_anonymous (CONNECTOR_ALLOW_ANONYMOUS) to true";
     let token = "must be a token of at least 16 characters";
     let secret = "must be a signing secret of at least 24 bytes in base64, such as `whsec_…`";
+    let in_base64 = "must be a signing secret in base64 (letters, digits, `+` and `/`), such as `whsec_…`";
     for (variables, way_out) in [
         (&[][..], no_credential),
         (&[("CONNECTOR_LISTEN", "[::]:0")], no_credential),
@@ -322,7 +323,7 @@ async fn a_configuration_that_would_let_anybody_in_does_not_start_and_says_what_
         (&[("CONNECTOR_TOKEN", "short"), ("CONNECTOR_LISTEN", "127.0.0.1:0")], token),
         (&[("CONNECTOR_SIGNING_SECRET", "whsec_")], secret),
         (&[("CONNECTOR_SIGNING_SECRET", "whsec_dG9vIHNob3J0")], secret),
-        (&[("CONNECTOR_SIGNING_SECRET", "whsec_this!is@not#base64$this%is^not&base64")], secret),
+        (&[("CONNECTOR_SIGNING_SECRET", "whsec_this!is@not#base64$this%is^not&base64")], in_base64),
         (&[("CONNECTOR_TOKEN", TOKEN), ("CONNECTOR_SIGNING_SECRET", "broken")], secret),
     ] {
         let program = Program::new(["serve"]).to(&variance).env("CONNECTOR_LISTEN", "0.0.0.0:0");

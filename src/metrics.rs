@@ -19,7 +19,8 @@ pub use self::labels::{
     AttemptLabel, AuthFailureLabel, CallLabel, FilteredLabel, OutcomeLabel, RouteLabel, StateLabel,
 };
 use self::labels::{
-    AttemptLabelTable, AuthFailureLabelTable, CallLabelTable, FilteredLabelTable, OutcomeLabelTable, StateLabelTable,
+    AttemptLabelTable, AuthFailureLabelTable, CallLabelTable, FilteredLabelTable, JoinedLabel, JoinedLabelTable,
+    OutcomeLabelTable, StateLabelTable,
 };
 
 mod labels;
@@ -37,7 +38,8 @@ struct Inner {
     registry: Registry,
     received: IntCounter,
     events: CallLabelTable<OutcomeLabelTable<IntCounter>>,
-    joined: IntCounter,
+    /// Of the same bytes, and of others.
+    joined: JoinedLabelTable<IntCounter>,
     filtered: FilteredLabelTable<IntCounter>,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
@@ -108,6 +110,8 @@ impl Metrics {
         let seconds = |name, help| HistogramOpts::new(format!("{PREFIX}{name}"), help).buckets(SECONDS.to_vec());
 
         let events = counters("events_total", "Events by how they ended.", &["call", "outcome"]);
+        let joined =
+            counters("joined_events_total", "Re-sends of an event that was under way or remembered.", &["same"]);
         let filtered = counters("filtered_events_total", "Events not forwarded on purpose.", &["reason"]);
         let requests = counters("requests_total", "Requests by route and status.", &["route", "status"]);
         let attempts = counters("attempts_total", "Attempts to post to Variance, by result.", &["result"]);
@@ -133,7 +137,7 @@ impl Metrics {
             events: CallLabelTable::from_closure(|call| {
                 OutcomeLabelTable::from_closure(|outcome| events.with_label_values(&[call.as_ref(), outcome.as_ref()]))
             }),
-            joined: counter("joined_events_total", "Re-sends of an event that was under way or remembered."),
+            joined: JoinedLabelTable::from_closure(|same| joined.with_label_values(&[same.as_ref()])),
             filtered: FilteredLabelTable::from_closure(|reason| filtered.with_label_values(&[reason.as_ref()])),
             requests,
             request_seconds: register(
@@ -191,9 +195,9 @@ impl Metrics {
         self.0.filtered[reason].inc();
     }
 
-    /// Counts a re-send.
-    pub fn joined(&self) {
-        self.0.joined.inc();
+    /// Counts a re-send, which has the same bytes as the event that it joins, or others.
+    pub fn joined(&self, is_same: bool) {
+        self.0.joined[if is_same { JoinedLabel::True } else { JoinedLabel::False }].inc();
     }
 
     /// Counts an attempt and its time.

@@ -252,9 +252,9 @@ impl Outbox {
         Self(shared)
     }
 
-    /// The identity of what has this key: its uuid, its name and its `distinct_id`.
-    pub fn identity(&self, key: &[impl AsRef<[u8]>; 3]) -> Identity {
-        self.0.identity_key.identity(key.each_ref().map(AsRef::as_ref))
+    /// The identity of an event of these bytes that has this key: its uuid, its name and its `distinct_id`.
+    pub fn identity(&self, key: &[impl AsRef<[u8]>; 3], event: &[u8]) -> Identity {
+        self.0.identity_key.identity(key.each_ref().map(AsRef::as_ref), event)
     }
 
     /// Names a request. Its events take turns with those of others.
@@ -270,11 +270,11 @@ impl Outbox {
         match self.0.change(|state, now| state.hand_over(request, identity, message, now)) {
             Admission::New(outcome) => HandOver::UnderWay(Pending(outcome)),
             Admission::Joined(outcome) => {
-                self.0.metrics.joined();
+                self.0.joined(&identity);
                 HandOver::UnderWay(Pending(outcome))
             }
             Admission::Final(outcome) => {
-                self.0.metrics.joined();
+                self.0.joined(&identity);
                 HandOver::Ended(outcome)
             }
             Admission::Full => {
@@ -445,6 +445,11 @@ impl Shared {
         }
     }
 
+    /// Counts a re-send, and apart one whose id is that of another event.
+    fn joined(&self, identity: &Identity) {
+        self.metrics.joined(self.driven().state.has_same_bytes(identity));
+    }
+
     /// Tells everybody concerned how an event has ended.
     fn announce(&self, ended: Ended) {
         let (message, outcome) = (&ended.message, ended.outcome);
@@ -545,7 +550,7 @@ mod tests {
         for _ in 0..3 {
             // A request may hold the same event many times.
             let pending: Vec<_> = (0..10)
-                .map(|_| match outbox.hand_over(outbox.request(), outbox.identity(&["a", "e", "d"]), &message) {
+                .map(|_| match outbox.hand_over(outbox.request(), outbox.identity(&["a", "e", "d"], b""), &message) {
                     HandOver::UnderWay(pending) => pending,
                     handed => panic!("{handed:?}"),
                 })

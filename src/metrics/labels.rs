@@ -35,6 +35,14 @@ pub enum OutcomeLabel {
     Returned,
 }
 
+/// Whether a re-send has the same bytes as the event that it joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
+#[strum(serialize_all = "snake_case")]
+pub(super) enum JoinedLabel {
+    True,
+    False,
+}
+
 /// Why an event is filtered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
 #[strum(serialize_all = "snake_case")]

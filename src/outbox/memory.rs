@@ -23,13 +23,25 @@ pub(super) type Number = u64;
 /// What makes two events the same: uuid, name and `distinct_id`, as a keyed hash of 128 bits.
 ///
 /// That is PostHog's own rule, less the day. The key is this process's own, so that nobody can make two events collide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity(u64, u64);
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    hash: [u32; 4],
+    /// A checksum of the event's bytes, which is no part of what makes two the same: it tells ids that are used again.
+    checksum: u32,
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+impl Eq for Identity {}
 
 impl std::hash::Hash for Identity {
     /// Half of it will do, because it is a hash already.
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0);
+        state.write_u64(u64::from(self.hash[0]) << 32 | u64::from(self.hash[1]));
     }
 }
 
@@ -45,15 +57,16 @@ impl IdentityKey {
         Self([high ^ more_low, low ^ more_high])
     }
 
-    /// The identity that these parts make, each of them whole.
-    pub(super) fn identity(&self, parts: [&[u8]; 3]) -> Identity {
+    /// The identity that these parts make, each of them whole, of an event of these bytes.
+    pub(super) fn identity(&self, parts: [&[u8]; 3], event: &[u8]) -> Identity {
         let mut hasher = SipHasher13::new_with_keys(self.0[0], self.0[1]);
         for part in parts {
             hasher.write_usize(part.len());
             hasher.write(part);
         }
         let hash = hasher.finish128();
-        Identity(hash.h1, hash.h2)
+        let [high, low] = [hash.h1, hash.h2].map(|half| [(half >> 32) as u32, half as u32]);
+        Identity { hash: [high[0], high[1], low[0], low[1]], checksum: crc32fast::hash(event) }
     }
 }
 
@@ -117,6 +130,14 @@ impl Memory {
                 is_fresh.then_some(Known::Final(Outcome::Refused(Refusal::Status(status))))
             }
         }
+    }
+
+    /// Whether what is known of an identity is of an event of the same bytes.
+    pub(super) fn has_same_bytes(&self, identity: &Identity) -> bool {
+        let under_way = self.under_way.get_key_value(identity).map(|(known, _)| known);
+        let ended = || [&self.recent, &self.former].into_iter().find_map(|table| table.get_key_value(identity));
+        let known = under_way.or_else(|| ended().map(|(known, _)| known));
+        known.is_some_and(|known| known.checksum == identity.checksum)
     }
 
     pub(super) fn begin(&mut self, identity: Identity, number: Number) {
@@ -195,7 +216,7 @@ mod tests {
     const REFUSED_FOR: Duration = Duration::from_secs(60);
 
     fn identity(rng: &mut Rng) -> Identity {
-        Identity(rng.u64(..), rng.u64(..))
+        Identity { hash: [(); 4].map(|()| rng.u32(..)), checksum: rng.u32(..) }
     }
 
     #[test]

@@ -462,6 +462,11 @@ impl State {
         self.entries.first_key_value().map_or(Duration::ZERO, |(_, entry)| now.duration_since(entry.arrived))
     }
 
+    /// Whether a known event is one of the same bytes.
+    pub(super) fn has_same_bytes(&self, identity: &Identity) -> bool {
+        self.memory.has_same_bytes(identity)
+    }
+
     pub(super) fn remembered(&self) -> usize {
         self.memory.remembered()
     }

@@ -364,7 +364,7 @@ impl Requests {
             }
             Err(NoMessage::Invalid(invalid)) => return Element { event: None, fate: Fate::Invalid(invalid) },
         };
-        let identity = self.server.outbox.identity(&event.key());
+        let identity = self.server.outbox.identity(&event.key(), event.raw.as_str().as_bytes());
         let event = Event { message, identity, has_own_id: !event.uuid.is_random() };
         Element { event: Some(event), fate: Fate::Returned }
     }

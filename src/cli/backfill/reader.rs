@@ -106,7 +106,10 @@ impl Reader {
     pub(super) fn event(&mut self, place: &dyn Display, event: &Event<'_>, original: Original<'_>) -> Result<(), Stop> {
         match self.times.include(event) {
             Ok(true) => match self.mapping.message(event, SystemTime::now(), &mut self.scratch) {
-                Ok(message) => self.send(place, Ok((self.outbox.identity(&event.key()), message)), original)?,
+                Ok(message) => {
+                    let identity = self.outbox.identity(&event.key(), event.raw.as_str().as_bytes());
+                    self.send(place, Ok((identity, message)), original)?;
+                }
                 Err(NoMessage::Filtered(_)) => self.counts.add(End::Filtered),
                 Err(NoMessage::Invalid(reason)) => self.send(place, Err(reason.to_string()), original)?,
             },

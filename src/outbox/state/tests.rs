@@ -250,7 +250,7 @@ impl World {
     }
 
     fn hand_over(&mut self, id: u8, request: RequestId) {
-        let identity = self.key.identity([&[id], &[self.events[&id].name], b"d"]);
+        let identity = self.key.identity([&[id], &[self.events[&id].name], b"d"], &[id]);
         let message = Message::write(Call::Capture, &format!("{id:03}"), &mut Vec::new(), |out| {
             out.extend_from_slice(&[b'x'; BYTES - 3]);
         });

@@ -1,6 +1,12 @@
 //! The command line: a file for each command, and what its result means to the shell.
 
-use std::{ffi::OsString, io, num::NonZeroU32, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{self, Write},
+    num::NonZeroU32,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -116,16 +122,21 @@ fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("the runtime did not start")
 }
 
+/// Writes a line for people to standard error. That nobody reads it is no fault of the command.
+fn tell(line: fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
 fn fail(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<config::Error>() {
         Some(config::Error { problems }) => {
             for problem in problems {
-                eprintln!("error: {problem}");
+                tell(format_args!("error: {problem}"));
             }
             ExitCode::from(USAGE)
         }
         None => {
-            eprintln!("error: {error:#}");
+            tell(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

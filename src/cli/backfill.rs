@@ -120,7 +120,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let warnings: BTreeSet<_> =
         forwarding.warnings.iter().chain(posthog.iter().flat_map(|posthog| &posthog.warnings)).collect();
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        crate::cli::tell(format_args!("warning: {warning}"));
     }
     let posthog = match posthog {
         None => None,
@@ -168,7 +168,7 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
                 Lost::read(BufReader::with_capacity(64 << 10, log)).with_context(|| path.display().to_string())?;
             if lost.ids.is_empty() && lost.others.is_empty() {
                 if !quiet {
-                    println!("The log names no event as lost: nothing is lost.");
+                    drop(writeln!(io::stdout(), "The log names no event as lost: nothing is lost."));
                 }
                 return Ok(None);
             }
@@ -179,7 +179,9 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
             let until = until.unwrap_or_else(|| {
                 let until = now - MARGIN;
                 if !quiet {
-                    eprintln!("note: without --until, all up to {until:.0} is read: events can arrive late");
+                    crate::cli::tell(format_args!(
+                        "note: without --until, all up to {until:.0} is read: events can arrive late"
+                    ));
                 }
                 until
             });
@@ -280,7 +282,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
         drop(told);
     }
     if let Stopped::Early(resume) = &stopped {
-        eprintln!("To go on from here:\n  {}", resume::command(&args, resume));
+        crate::cli::tell(format_args!("To go on from here:\n  {}", resume::command(&args, resume)));
     }
     match (stopped, counts.has_failures()) {
         (Stopped::AtTheEnd, false) => Ok(()),

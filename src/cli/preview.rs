@@ -46,7 +46,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let mut scratch = Vec::new();
     for source in files.iter().map(Source::new) {
         if source.is_terminal() && !quiet {
-            eprintln!("Reading standard input; Ctrl-D ends it.");
+            crate::cli::tell(format_args!("Reading standard input; Ctrl-D ends it."));
         }
         let mut take = |item: Item<'_>| {
             match item {
@@ -67,11 +67,11 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
                 Item::Invalid(place, reason, _) => tally.invalid(place, reason),
                 Item::Unreadable(problem) => {
                     unreadable += 1;
-                    eprintln!("error: {problem}");
+                    crate::cli::tell(format_args!("error: {problem}"));
                 }
                 Item::Note(note) => {
                     if !quiet {
-                        eprintln!("note: {note}");
+                        crate::cli::tell(format_args!("note: {note}"));
                     }
                 }
             }
@@ -81,7 +81,8 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     }
     out.flush()?;
     if !quiet {
-        eprint!("{tally}");
+        // That nobody reads it is no fault of the command.
+        drop(write!(io::stderr(), "{tally}"));
     }
     if unreadable > 0 { Err(Failed.into()) } else { Ok(()) }
 }

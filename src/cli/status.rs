@@ -99,7 +99,7 @@ async fn always(service: &Service, format: Format) -> anyhow::Result<()> {
             }
             Err(error) if paints => format!("{error:#}\n"),
             Err(error) => {
-                eprintln!("error: {error:#}");
+                crate::cli::tell(format_args!("error: {error:#}"));
                 continue;
             }
         };

@@ -1,6 +1,12 @@
 //! The commands that need nothing, and what a wrong configuration is told.
 
-use crate::program::{Ended, Program};
+use std::process::{Command, Stdio};
+
+use crate::{
+    harness::AUTHORIZATION,
+    program::{Ended, Program},
+    variance::Variance,
+};
 
 async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
     let program = Program::new(arguments);
@@ -88,4 +94,40 @@ async fn completions_know_the_commands() {
         assert!(output.code == 0 && output.out.contains("healthcheck"), "{shell}");
     }
     assert_eq!(run(&["completions", "cmd.exe"], &[]).await.code, 64);
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_or_that_has_no_room_is_no_panic() {
+    let variance = Variance::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events.jsonl");
+    std::fs::write(&events, "{\"event\":\"e\",\"distinct_id\":\"d\"}\nno event\n").unwrap();
+    let events = events.to_str().unwrap();
+    for arguments in [
+        &["--help"][..],
+        &["--nonsense"],
+        &["serve"],
+        &["check", "--send"],
+        &["check", "--format", "json"],
+        &["preview", events, "/nowhere"],
+        &["backfill", events, "/nowhere"],
+        &["backfill", "--quiet", events],
+        &["healthcheck", "--listen", "127.0.0.1:1"],
+        &["completions", "bash"],
+    ] {
+        for redirection in [">&- 2>&-", ">/dev/full 2>/dev/full", "| true", "2>&1 | true", ">/dev/full 2>&-"] {
+            // The shell tells the exit code by a file, since a pipe hides it.
+            let code = folder.path().join("code");
+            let program = env!("CARGO_BIN_EXE_variance-connector");
+            let script = format!("{{ \"$0\" \"$@\"; echo $? > {}; }} {redirection}", code.display());
+            let url = if arguments == ["serve"] { "nowhere".to_owned() } else { variance.url() };
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", &script, program]).args(arguments).stdin(Stdio::null()).env_clear();
+            command.envs([("VARIANCE_WEBHOOK_URL", &*url), ("VARIANCE_AUTHORIZATION", AUTHORIZATION)]);
+            // What it says itself is of no interest: the redirections have most of it.
+            drop(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap());
+            let code = std::fs::read_to_string(&code).unwrap();
+            assert!(matches!(code.trim(), "0" | "1" | "64"), "{arguments:?} {redirection}: {code}");
+        }
+    }
 }

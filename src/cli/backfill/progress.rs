@@ -70,7 +70,7 @@ impl Progress {
 
     /// Says what is wrong.
     pub(super) fn say(&self, line: &str) {
-        self.0.bar.suspend(|| eprintln!("{line}"));
+        self.0.bar.suspend(|| crate::cli::tell(format_args!("{line}")));
     }
 
     /// Says what is worth knowing.
@@ -116,7 +116,7 @@ impl Progress {
             });
             let total = total.filter(|total| *total > 0).map(|total| format!(" of {}", measure.amount(total)));
             let (total, left) = (total.unwrap_or_default(), left.unwrap_or_default());
-            eprintln!("{}{total}{left}: {message}", measure.amount(done));
+            crate::cli::tell(format_args!("{}{total}{left}: {message}", measure.amount(done)));
         }
     }
 

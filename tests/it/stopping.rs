@@ -29,7 +29,7 @@ async fn start(variance: &Variance) -> (Running, String) {
 }
 
 /// Senders that post until nobody answers. Returns the events that were acknowledged.
-fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
+pub fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
     let client = harness::client();
     let mut senders = JoinSet::new();
     for sender in 0..16 {
@@ -52,13 +52,13 @@ fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
 
 /// What a stand-in has made of the events that it read.
 #[derive(Default)]
-struct Ledger {
-    taken: HashSet<String>,
-    failed: HashSet<String>,
+pub struct Ledger {
+    pub taken: HashSet<String>,
+    pub failed: HashSet<String>,
 }
 
 /// Lets the stand-in take its time, and fail a fifth of all events once: the program holds those for a while.
-fn fail_some(variance: &Variance) -> Arc<Mutex<Ledger>> {
+pub fn fail_some(variance: &Variance) -> Arc<Mutex<Ledger>> {
     let ledger = Arc::<Mutex<Ledger>>::default();
     let script = Arc::clone(&ledger);
     variance.script(move |received| {
@@ -74,7 +74,7 @@ fn fail_some(variance: &Variance) -> Arc<Mutex<Ledger>> {
     ledger
 }
 
-fn assert_all_arrived(acknowledged: &Mutex<Vec<String>>, ledger: &Mutex<Ledger>) {
+pub fn assert_all_arrived(acknowledged: &Mutex<Vec<String>>, ledger: &Mutex<Ledger>) {
     let (acknowledged, ledger) = (acknowledged.lock().unwrap(), ledger.lock().unwrap());
     assert!(!acknowledged.is_empty(), "nothing was acknowledged: there was no load");
     assert!(!ledger.failed.is_empty(), "nothing was held");

@@ -1,9 +1,11 @@
 //! A log that nobody reads, or that cannot be written, costs lines and nothing else.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{BufRead, BufReader, PipeReader, Read, Write, pipe},
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
 };
 
@@ -17,6 +19,7 @@ use tokio::{
 
 use crate::{
     harness::{AUTHORIZATION, PATIENCE, Reply, client},
+    stopping::{assert_all_arrived, fail_some, load},
     variance::{Behaviour, Variance},
 };
 
@@ -160,6 +163,27 @@ async fn the_service_starts_serves_holds_retries_refuses_and_stops_whatever_the_
             "{trouble:?}: {dropped}"
         );
         assert_eq!(program.stop().await, Some(0), "{trouble:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_and_faults_nothing_that_was_acknowledged_is_lost_whatever_the_log_is() {
+    for trouble in TROUBLES {
+        let variance = Variance::start().await;
+        let ledger = fail_some(&variance);
+        let mut program = Program::start(&variance, trouble).await;
+        let acknowledged = Arc::default();
+        let mut senders = load(&program.address, &acknowledged);
+        // Each request is a line: more than a pipe holds.
+        variance.received_at_least(600).await;
+        assert_eq!(program.stop().await, Some(0), "{trouble:?}");
+        while let Some(sender) = senders.join_next().await {
+            sender.unwrap();
+        }
+        assert_all_arrived(&acknowledged, &ledger);
+        let ids = variance.ids();
+        let refused_once = ledger.lock().unwrap().failed.len();
+        assert_eq!(ids.len() - refused_once, HashSet::<&String>::from_iter(&ids).len(), "{trouble:?}: none came twice");
     }
 }
 

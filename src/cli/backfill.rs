@@ -210,6 +210,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     let mut failures = Failures::open(args.failed.as_deref(), progress.clone())?;
 
     let concurrency = outbox.concurrency;
+    let (url, timeout) = (destination.webhook_url.clone(), destination.attempt_timeout);
     let destination = Destination::new(destination);
     // A file can wait for as long as Variance is away.
     let outbox = OutboxSettings { abandon: false, ..outbox };
@@ -262,6 +263,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
         next: &next,
         grace: shutdown_grace,
         stop_by: None,
+        advice: &|fault| super::check::advice(fault, &url, timeout),
         not_kept: Vec::new(),
     };
     let mut stopped = sender.send(&stop.asked).await;

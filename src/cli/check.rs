@@ -14,6 +14,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use self::answer::Answer;
+pub(super) use self::answer::advice;
 use super::{Failed, serve};
 use crate::{
     config::{self, Config, Flags, Loaded, Setting},

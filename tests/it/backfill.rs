@@ -146,6 +146,11 @@ async fn no_more_events_a_second_are_posted_than_allowed_and_there_is_a_line_now
     let ended = Program::new(["backfill", "--rate", "4", "-"]).to(&variance).input(lines(24)).run().await;
     let seconds = start.elapsed().as_secs_f64();
     assert_eq!((ended.code, variance.received().len()), (0, 24));
+    assert!(
+        ended.out.contains("(4 events per second)") || ended.out.contains("(3 events per second)"),
+        "{}",
+        ended.out
+    );
     // The first goes at once, and a tenth of a second may be caught up.
     assert!(seconds > 23.0 / 4.0 - 0.2, "{seconds}");
     assert!(
@@ -275,4 +280,60 @@ async fn a_failure_that_cannot_be_kept_ends_the_run_and_says_how_to_go_on() {
     assert_eq!((ended.code, variance.received().len()), (1, 2), "{ended:?}");
     assert!(ended.err.contains("the file of --failed cannot be written: No space left"), "{}", ended.err);
     assert!(ended.err.contains(" --skip 2 "), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn a_credential_that_variance_does_not_accept_ends_it_early_unless_it_has_delivered_before() {
+    let variance = Variance::start().await;
+    let files = Files::new();
+    let input = files.write("in.jsonl", lines(300));
+    variance.always(Behaviour::Status(401));
+    let ended = Program::new(["backfill", &input]).to(&variance).run().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(summary(&ended).contains("= 0 delivered + 0 filtered + 0 refused + 0 invalid + "), "{ended:?}");
+    assert!(ended.out.contains("(0 events per second)"), "{ended:?}");
+    let advice =
+        "error: credential refused: Variance answered 401 Unauthorized. variance.authorization must be the whole value";
+    assert!(ended.err.contains(advice), "{}", ended.err);
+    assert!(
+        ended.err.ends_with(&format!("To go on from here:\n  variance-connector backfill --skip 0 {input}\n")),
+        "{}",
+        ended.err
+    );
+
+    let answers = std::sync::atomic::AtomicUsize::new(0);
+    variance.script(move |_| {
+        let number = answers.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Behaviour::Status(if (50..100).contains(&number) { 401 } else { 200 })
+    });
+    let ended = Program::new(["backfill", &input]).to(&variance).run().await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_variance_that_refuses_the_first_events_ends_it_early_and_nothing_is_left_out() {
+    let variance = Variance::start().await;
+    let files = Files::new();
+    let input = files.write("in.jsonl", lines(1000));
+    variance.always(Behaviour::Status(400));
+    let ended = Program::new(["backfill", "--failed", &files.named("failed"), &input]).to(&variance).run().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(
+        ended.err.contains("error: event refused: Variance answered 400 Bad Request. The credential was"),
+        "{}",
+        ended.err
+    );
+    let failed = files.read("failed").lines().count();
+    assert!((20..1000).contains(&failed), "{failed}");
+
+    variance.always(Behaviour::Status(200));
+    let (_, command) = ended.err.split_once("backfill --skip ").unwrap();
+    let skip = command.split_whitespace().next().unwrap();
+    let before = variance.received().len();
+    for arguments in [&["backfill", "--skip", skip, &input][..], &["backfill", &files.named("failed")]] {
+        let ended = Program::new(arguments).to(&variance).run().await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    let delivered: HashSet<_> = variance.received()[before..].iter().map(|received| received.id()).collect();
+    assert_eq!(delivered.len(), 1000);
 }

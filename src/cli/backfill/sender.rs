@@ -17,7 +17,11 @@ use super::{
     reader::{Next, Work},
     resume::Resume,
 };
-use crate::outbox::{HandOver, Outbox, Outcome, RequestId};
+use crate::{
+    destination::Fault,
+    metrics::StateLabel,
+    outbox::{HandOver, Health, Outbox, Outcome, RequestId},
+};
 
 /// How many different events Variance has to refuse before any is accepted for the run to stop.
 const REFUSALS_TO_STOP: usize = 20;
@@ -53,6 +57,8 @@ pub(super) struct Sender<'s> {
     pub(super) grace: Duration,
     /// When it ends, if it is to stop.
     pub(super) stop_by: Option<Instant>,
+    /// What to do about a fault of Variance's.
+    pub(super) advice: &'s dyn Fn(Fault) -> String,
     /// Failures that could not be written.
     pub(super) not_kept: Vec<Next>,
 }
@@ -77,9 +83,7 @@ impl Sender<'_> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut has_more = true;
         loop {
-            if self.stop_by.is_none() && self.is_all_refused(has_more) {
-                self.give_up();
-            }
+            self.look_at_variance(has_more);
             let is_idle = self.under_way.is_empty();
             match self.stop_by {
                 _ if is_idle && !has_more && self.not_kept.is_empty() => return Stopped::AtTheEnd,
@@ -153,23 +157,22 @@ impl Sender<'_> {
         self.under_way.remove(&number).expect("it was handed over, and has ended just now")
     }
 
-    /// Whether Variance has refused the first events and accepted none, so that to go on would be to doubt for ever.
-    fn is_all_refused(&self, has_more: bool) -> bool {
-        let health = self.outbox.health();
-        let all = if has_more { REFUSALS_TO_STOP } else { REFUSALS_TO_STOP.min(self.under_way.len()) };
-        health.last_success().is_none() && all > 0 && health.doubted >= all
-    }
-
-    /// Takes all that is under way for refused, and stops.
-    fn give_up(&mut self) {
-        let reason = self.outbox.health().reason;
-        for work in std::mem::take(&mut self.under_way).into_values() {
-            match reason {
-                Some(reason) => self.fail(work, End::Refused, &format_args!("refused: {reason}")),
-                None => self.fail(work, End::Refused, &"refused"),
-            }
+    /// Stops if Variance has accepted nothing yet, and either refuses all (then what is under way is refused) or does not
+    /// accept the credential: to go on would be to wait for ever.
+    fn look_at_variance(&mut self, has_more: bool) {
+        let Health { state, reason: Some(fault), doubted, .. } = self.outbox.health() else { return };
+        if self.stop_by.is_some() || self.outbox.health().last_success().is_some() {
+            return;
         }
-        self.progress.say("error: Variance refuses every event: are variance.webhook_url and variance.format right? Try `variance-connector check --send`");
+        let all = if has_more { REFUSALS_TO_STOP } else { REFUSALS_TO_STOP.min(self.under_way.len()) };
+        if all > 0 && doubted >= all {
+            for work in std::mem::take(&mut self.under_way).into_values() {
+                self.fail(work, End::Refused, &format_args!("refused: {fault}"));
+            }
+        } else if !(fault.is_credential() && state == StateLabel::Paused) {
+            return;
+        }
+        self.progress.say(&format!("error: {}", (self.advice)(fault)));
         self.stop_by = Some(Instant::now());
     }
 

@@ -30,13 +30,7 @@ impl Answer {
                 (ACCEPTED, None, text.to_owned())
             }
             AttemptResult::Accepted => (ACCEPTED, None, "accepted: Variance has the test event".to_owned()),
-            AttemptResult::Refused(status) => {
-                let text = format!(
-                    "event refused: Variance answered {status}. The credential was taken, but not the event: is \
-                     variance.webhook_url the one from Variance > Integrations > PostHog?"
-                );
-                ("event_refused", Some(status), text)
-            }
+            AttemptResult::Refused(status) => ("event_refused", Some(status), refused(status)),
             AttemptResult::Failed { fault, .. } => of_fault(fault, url, reply.location(), timeout),
         };
         Self { result, status: status.map(|status| status.as_u16()), text }
@@ -72,6 +66,21 @@ fn of_status(status: StatusCode, url: &Url, location: Option<&str>) -> (&'static
         _ => ("server_error", "server error: Variance", ", which is no fault of the configuration: try again later"),
     };
     (result, format!("{start} answered {status}{advice}"))
+}
+
+fn refused(status: StatusCode) -> String {
+    format!(
+        "event refused: Variance answered {status}. The credential was taken, but not the event: is \
+         variance.webhook_url the one from Variance > Integrations > PostHog?"
+    )
+}
+
+/// What a fault means that Variance has with every event, and what to do about it.
+pub(in crate::cli) fn advice(fault: Fault, url: &Url, timeout: Duration) -> String {
+    match fault {
+        Fault::RefusesAll(status) => refused(status),
+        fault => of_fault(fault, url, None, timeout).2,
+    }
 }
 
 /// What it means that Variance did not take the event.

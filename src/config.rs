@@ -9,8 +9,7 @@
 //! 2. A row in `config/keys.rs`, listed in [`KEYS`], with the function that parses it (in `config/values.rs`, unless the
 //!    type parses itself).
 //! 3. Reading it in the function of its part below: `reader.get(&ROW)` for one with a default, else `option`, `list`,
-//!    `secret` or `secrets`. A row that nothing reads does not pass the lints, and a test finds one that is read but not
-//!    listed, or listed but not read by [`load`].
+//!    `secret` or `secrets`. A test finds a row that is not listed, or that no loader reads.
 //! 4. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
 
 use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};

@@ -84,9 +84,10 @@ pub(super) static BATCH_DEADLINE: Row<Duration> =
         .default("240s")
         .doc("How long a request to `/batch` may take. PostHog gives up after 300 s.");
 
-pub(super) static MAX_BODY: Row<usize> = Row::new("server.max_body", &["CONNECTOR_MAX_BODY"], Kind::Size, values::size)
-    .default("64MiB")
-    .doc("The largest body, before and after decompression.");
+pub(super) static MAX_BODY: Row<usize> =
+    Row::new("server.max_body", &["CONNECTOR_MAX_BODY"], Kind::Size, values::body_size)
+        .default("64MiB")
+        .doc("The largest body, before and after decompression.");
 
 pub(super) static CALLS: Row<Call> = Row::new("filter.calls", &["CONNECTOR_CALLS"], Kind::List, values::call)
     .default("capture,page,identify,alias")

@@ -15,6 +15,9 @@ use crate::{
 /// The least memory for undelivered events: a few of the largest must find room.
 const MIN_HELD: ByteSize = ByteSize::mib(16);
 
+/// The least room for a body: a number without a unit is of bytes, which is seldom meant.
+const MIN_BODY: ByteSize = ByteSize::kib(1);
+
 /// More than any machine has, and little enough for arithmetic.
 const MAX_SIZE: ByteSize = ByteSize::tib(1);
 
@@ -32,8 +35,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-pub(super) fn size(text: &str) -> Result<usize, String> {
-    size_from(ByteSize::b(1), text)
+pub(super) fn body_size(text: &str) -> Result<usize, String> {
+    size_from(MIN_BODY, text)
 }
 
 pub(super) fn held_size(text: &str) -> Result<usize, String> {
@@ -223,11 +226,11 @@ mod tests {
 
     #[test]
     fn sizes_are_bytes_or_have_a_unit() {
-        for (right, bytes) in [("64MiB", 64 << 20), ("1000", 1000), ("1.5 kB", 1500), ("1TiB", 1 << 40)] {
-            assert_eq!(size(right), Ok(bytes), "{right}");
+        for (right, bytes) in [("64MiB", 64 << 20), ("2000", 2000), ("1.5 kB", 1500), ("1TiB", 1 << 40)] {
+            assert_eq!(body_size(right), Ok(bytes), "{right}");
         }
-        for wrong in ["", "0", "0MiB", "-1", "64 apples", "2TiB", "18446744073709551615", "NaN", "inf"] {
-            assert!(size(wrong).unwrap_err().starts_with("a size"), "{wrong}");
+        for wrong in ["", "0", "0MiB", "-1", "64 apples", "64", "2TiB", "18446744073709551615", "NaN", "inf"] {
+            assert!(body_size(wrong).unwrap_err().starts_with("a size"), "{wrong}");
         }
         assert_eq!(held_size("16MiB"), Ok(16 << 20));
         assert!(held_size("16777215").unwrap_err().contains("at least 16.0 MiB"));

@@ -29,8 +29,8 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         ),
         (
             "CONNECTOR_MAX_BODY",
-            "big",
-            r#"server.max_body (environment variable CONNECTOR_MAX_BODY) is "big", but must be a size such as "64MiB", at least 1 B and at most 1.0 TiB"#,
+            "64",
+            r#"server.max_body (environment variable CONNECTOR_MAX_BODY) is "64", but must be a size such as "64MiB", at least 1.0 KiB and at most 1.0 TiB"#,
         ),
         (
             "CONNECTOR_MAX_HELD",

@@ -264,9 +264,8 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
     let webhook_url = reader.secret(&WEBHOOK_URL, &WEBHOOK_URL_FILE);
     let authorization = reader.secret(&AUTHORIZATION, &AUTHORIZATION_FILE);
     let attempt_timeout = reader.get(&ATTEMPT_TIMEOUT);
-    let webhook_url = webhook_url.and_then(|url| {
-        let from = "copy it from Variance > Integrations > PostHog";
-        let (mut url, _) = url.ok_or_else(|| reader.missing(&WEBHOOK_URL.key, from))?;
+    let from = "copy it from Variance > Integrations > PostHog";
+    let webhook_url = reader.required(webhook_url, &WEBHOOK_URL.key, from).map(|(mut url, _)| {
         let name = reader.named(&WEBHOOK_URL.key);
         if values::remove_user(&mut url) {
             let instead = AUTHORIZATION.key.name;
@@ -275,16 +274,13 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
         if url.scheme() == "http" && !values::is_loopback(&url) {
             reader.warn(format!("{name} is plain http: events and the credential can be read on their way"));
         }
-        Ok(url)
+        url
     });
-    let authorization = authorization.and_then(|authorization| {
-        let from = "it is the value of the header that Variance > Integrations > PostHog shows; variance.authorization_file \
-                    can name a file with it";
-        authorization.ok_or_else(|| reader.missing(&AUTHORIZATION.key, from))
-    });
+    let from = "it is the value of the header that Variance > Integrations > PostHog shows; variance.authorization_file \
+                can name a file with it";
+    let authorization = reader.required(authorization, &AUTHORIZATION.key, from);
     let webhook_url = webhook_url.and_then(|url| network(reader, url));
-    let (value, file) = authorization?;
-    let (webhook_url, network) = webhook_url?;
+    let ((value, file), (webhook_url, network)) = (authorization?, webhook_url?);
     Ok(DestinationSettings {
         webhook_url,
         authorization: Authorization { value, file },
@@ -419,26 +415,21 @@ fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
     let url = reader.option(&POSTHOG_URL);
     let project_id = reader.option(&POSTHOG_PROJECT_ID);
     let api_key = reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE);
-    let url = url.and_then(|url| {
-        let from = "it is https://us.posthog.com, https://eu.posthog.com or where your own PostHog is";
-        let url = url.ok_or_else(|| reader.missing(&POSTHOG_URL.key, from))?;
-        if url.scheme() == "http" && !values::is_loopback(&url) {
+    let from = "it is https://us.posthog.com, https://eu.posthog.com or where your own PostHog is";
+    let url = reader.required(url, &POSTHOG_URL.key, from).inspect(|url| {
+        if url.scheme() == "http" && !values::is_loopback(url) {
             let name = reader.named(&POSTHOG_URL.key);
             reader.warn(format!("{name} is plain http: events and the key can be read on their way"));
         }
-        network(reader, url)
     });
-    let project_id = project_id.and_then(|id| {
-        let from = "it is the number in the URL of every page of the project";
-        id.ok_or_else(|| reader.missing(&POSTHOG_PROJECT_ID.key, from))
-    });
-    let api_key = api_key.and_then(|key| {
-        let from = "make a personal API key with the scope query:read in PostHog's settings; posthog.api_key_file can name \
-                    a file with it";
-        key.ok_or_else(|| reader.missing(&POSTHOG_API_KEY.key, from))
-    });
-    let (url, network) = url?;
-    Ok(PosthogSettings { url, project_id: project_id?, api_key: api_key?.0, network })
+    let from = "it is the number in the URL of every page of the project";
+    let project_id = reader.required(project_id, &POSTHOG_PROJECT_ID.key, from);
+    let from = "make a personal API key with the scope query:read in PostHog's settings; posthog.api_key_file can name a \
+                file with it";
+    let api_key = reader.required(api_key, &POSTHOG_API_KEY.key, from);
+    let url = url.and_then(|url| network(reader, url));
+    let ((url, network), (api_key, _)) = (url?, api_key?);
+    Ok(PosthogSettings { url, project_id: project_id?, api_key, network })
 }
 
 fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {

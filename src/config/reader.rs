@@ -111,9 +111,15 @@ impl Reader {
         format!("{} ({})", key.name, setting.origin)
     }
 
-    /// The problem that a setting was not given, and where to have its value from.
-    pub(super) fn missing(&mut self, key: &Key, from: &str) -> Reported {
-        self.problem(format!("{} (environment variable {}) is missing: {from}", key.name, key.variable()))
+    /// A value that must be given; `from` says where to have it from.
+    pub(super) fn required<T>(
+        &mut self,
+        value: Result<Option<T>, Reported>,
+        key: &Key,
+        from: &str,
+    ) -> Result<T, Reported> {
+        let (name, variable) = (key.name, key.variable());
+        value?.ok_or_else(|| self.problem(format!("{name} (environment variable {variable}) is missing: {from}")))
     }
 
     /// The value that was read, with all that was noted meanwhile, or else all problems.

@@ -69,6 +69,29 @@ async fn events_held_by_a_wrong_url_arrive_once_its_file_is_mended() {
 }
 
 #[tokio::test]
+async fn events_refused_at_a_wrong_url_arrive_once_its_file_is_mended() {
+    let variance = Variance::start().await;
+    variance.script(|received| Behaviour::Status(if received.path() == "/right" { 200 } else { 400 }));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("url");
+    std::fs::write(&file, format!("http://{}/wrong", variance.address)).unwrap();
+    let program = Program::new(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+        .env("VARIANCE_WEBHOOK_URL_FILE", &file)
+        .env("VARIANCE_AUTHORIZATION", AUTHORIZATION)
+        .env("CONNECTOR_BATCH_DEADLINE", "300ms");
+    let (_running, address, mut log) = program.ready_and_heard().await;
+    let names: Vec<_> = (0..10).map(|n| format!("event-{n}")).collect();
+    assert_eq!(post(&address, TOKEN, &names).await.0, 503, "nothing shows that Variance takes any event");
+    std::fs::write(&file, format!("http://{}/right", variance.address)).unwrap();
+    log.message("the webhook URL was read again: it has changed").await;
+    while held(&address).await > 0 {
+        tokio::task::yield_now().await;
+    }
+    let arrived = variance.received().iter().filter(|received| received.path() == "/right").count();
+    assert_eq!(arrived, 10);
+}
+
+#[tokio::test]
 async fn tokens_and_signing_secrets_rotate_by_file() {
     let variance = Variance::start().await;
     let folder = tempfile::tempdir().unwrap();

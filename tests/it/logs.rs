@@ -296,8 +296,8 @@ async fn every_event_that_is_lost_is_named_a_hundred_to_a_line() {
     let variance = Variance::start().await;
     variance.script(|received| Behaviour::Status(if received.id().starts_with("refused") { 422 } else { 200 }));
     let event = |id: String| json!({"event": "e", "uuid": id, "distinct_id": "d"});
-    let pair = |number| [event(format!("refused-{number}")), event(format!("taken {number}"))];
-    let interleaved = json!((0..250).flat_map(pair).collect::<Vec<_>>());
+    let five = |n| (0..5).map(move |m| event(if m == 0 { format!("refused-{n}") } else { format!("taken-{n}-{m}") }));
+    let interleaved = json!((0..250).flat_map(five).collect::<Vec<_>>());
     let mut program = Program::start(&variance, &[]);
     assert_eq!(program.post("/batch", events("taken-", 1)).await.status, 200);
     assert_eq!(program.post("/batch", interleaved.to_string()).await.status, 200);

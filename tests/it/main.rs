@@ -20,6 +20,7 @@ mod from_posthog;
 mod harness;
 mod health;
 mod holding;
+mod hostages;
 mod leaks;
 mod limits;
 mod logs;

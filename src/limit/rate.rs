@@ -77,8 +77,9 @@ impl Rate {
         self.paused = now;
         self.next = self.next.max(now + self.pause);
         self.pause = (2 * self.pause).min(PAUSES.1);
-        // What Variance counts in a second may be of before the last cut.
-        if !self.bound.is_known() || self.since >= 1.0 {
+        // If it takes nothing at all, that says nothing of a rate. What it counts in a second may be of before the last cut.
+        let takes_some = self.taken.iter().any(|taken| *taken > 0.0);
+        if takes_some && (!self.bound.is_known() || self.since >= 1.0) {
             self.cut(1.0);
         }
         self.elapse(asked.unwrap_or_default().as_secs_f64());

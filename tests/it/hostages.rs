@@ -45,13 +45,12 @@ async fn outcomes(service: &Service, outcome: &str) -> f64 {
 
 #[tokio::test]
 async fn events_that_variance_always_fails_on_delay_no_other() {
-    const SHORT: Duration = Duration::from_millis(500);
     for poison in
         [Behaviour::Status(500), Behaviour::Status(403), Behaviour::StatusWith(503, "Retry-After: 30\r\n".to_owned())]
     {
         let variance = Variance::start().await;
         variance.script(poisoned(poison.clone()));
-        let service = real(&variance, SHORT).await;
+        let service = real(&variance, Duration::from_millis(2500)).await;
         // Something is accepted before: a first `Retry-After` on a system where nothing is binds all.
         assert_eq!(service.post("/webhook", event("first")).await.status, 200);
         let mut poisons = JoinSet::new();
@@ -138,7 +137,9 @@ async fn a_stop_delivers_what_a_pause_and_backoffs_hold_back() {
     let service = real(&variance, Duration::from_millis(200)).await;
     let batch: Vec<_> = (0..100).map(|n| json!({"event": "e", "uuid": n.to_string(), "distinct_id": "d"})).collect();
     assert_eq!(service.post("/webhook", json!(batch).to_string()).await.status, 503);
-    assert!(service.outbox.paused() > Some(Duration::from_secs(200)));
+    while service.outbox.paused() < Some(Duration::from_secs(200)) {
+        sleep(Duration::from_millis(1)).await;
+    }
     variance.always(Behaviour::Status(200));
     assert_eq!(service.stopped().await, 0, "all were delivered");
 }
@@ -188,13 +189,13 @@ async fn webhooks_do_not_wait_behind_batches_or_behind_what_is_held() {
         assert_eq!(service.post("/webhook", batch(name)).await.status, 503);
     }
     is_up.store(true, Ordering::SeqCst);
+    while service.outbox.paused().is_some() {
+        sleep(Duration::from_millis(1)).await;
+    }
     let mut batches = JoinSet::new();
     for name in ["c", "d", "e"] {
         let request = service.client.post(service.url("/batch")).body(batch(name));
         batches.spawn(async move { request.send().await.unwrap().status().as_u16() });
-    }
-    while service.outbox.paused().is_some() {
-        sleep(Duration::from_millis(1)).await;
     }
     for n in 0..20 {
         let reply = service.post("/webhook", event(&format!("webhook-{n}"))).await;

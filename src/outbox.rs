@@ -24,8 +24,8 @@
 //!   and what fails again every second, within `delivery.shutdown_grace`.
 //! * **Bounded.** Memory, sockets, time and the volume of the log have limits that hold under hostile load. Memory is
 //!   the sum of `delivery.max_held`, four times `server.max_body` and 8 MiB for bodies being read (16 MiB at
-//!   least), and 80 MiB for connections, remembered outcomes and the program itself, and a quarter of that sum for what the allocator
-//!   keeps: 512 MiB at the defaults.
+//!   least), and 104 MiB for connections, remembered outcomes, waiting lines of the log and the program itself, and a
+//!   quarter of that sum for what the allocator keeps: 540 MiB at the defaults.
 //!
 //! Its limits:
 //!

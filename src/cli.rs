@@ -36,7 +36,7 @@ struct Failed;
 
 /// Forwards PostHog events to Variance.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, after_long_help = Part::All.help())]
+#[command(version, args_conflicts_with_subcommands = true, after_long_help = Part::Service.help())]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -47,7 +47,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the service; this is also what happens without a command.
-    #[command(after_long_help = Part::All.help())]
+    #[command(after_long_help = Part::Service.help())]
     Serve(serve::Args),
     /// Show the whole way on this machine, with a stand-in for Variance.
     Demo(demo::Args),
@@ -164,7 +164,7 @@ mod tests {
         };
         for (name, has, has_not) in [
             ("serve", "server.listen", "posthog.url"),
-            ("check", "log.level", "posthog.url"),
+            ("check", "posthog.url", "--keep-running"),
             ("preview", "filter.calls", "variance.webhook_url"),
             ("backfill", "posthog.api_key_file", "server.token"),
             ("healthcheck", "(server.listen)", "server.token"),

@@ -212,6 +212,8 @@ pub fn destination_alone(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// What [`load`] reads.
+    Service,
+    /// That, and what [`posthog`] reads.
     All,
     /// What [`forwarding`] and [`posthog`] read.
     Forwarding,
@@ -226,7 +228,8 @@ impl Part {
     fn keys(self) -> Vec<&'static Key> {
         let mut reader = Reader::new(Sources::default());
         match self {
-            Self::All => drop(service(&mut reader)),
+            Self::Service => drop(service(&mut reader)),
+            Self::All => drop((service(&mut reader), posthog_api(&mut reader))),
             Self::Forwarding => drop((forwarded(&mut reader), posthog_api(&mut reader))),
             Self::Mapping => drop(mapping(&mut reader)),
             Self::Listen => drop(reader.get(&LISTEN)),

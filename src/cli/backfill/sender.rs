@@ -160,8 +160,9 @@ impl Sender<'_> {
     /// Stops if Variance has accepted nothing yet, and either refuses all (then what is under way is refused) or does not
     /// accept the credential: to go on would be to wait for ever.
     fn look_at_variance(&mut self, has_more: bool) {
-        let Health { state, reason: Some(fault), doubted, .. } = self.outbox.health() else { return };
-        if self.stop_by.is_some() || self.outbox.health().last_success().is_some() {
+        let health = self.outbox.health();
+        let Health { state, reason: Some(fault), doubted, .. } = health else { return };
+        if self.stop_by.is_some() || health.last_success().is_some() {
             return;
         }
         let all = if has_more { REFUSALS_TO_STOP } else { REFUSALS_TO_STOP.min(self.under_way.len()) };

@@ -1,11 +1,9 @@
 //! The circuit breaker: whether Variance may be asked at all.
 //!
-//! * **Variance is left alone when it fails.** Faults of five different events in a row, with nothing accepted in the last
-//!   two seconds, pause all attempts; so does an answer that says when to come back (`Retry-After` on 429 or 503, at most
-//!   five minutes). New requests are then told 503 at once, and up to 256 events of each are held all the same. When the
-//!   pause is over one event tries: an answer ends it, a fault begins a longer one, of up to 15 seconds.
+//! Faults of five different events in a row, with nothing accepted in the last two seconds, pause all attempts. So does a
+//! `Retry-After`. When the pause is over one event tries: a reply ends the pause, a fault begins a longer one.
 //!
-//! An answer is one that takes or refuses the event. Only an attempt that began after the pause was set may end or shorten
+//! Such a reply takes or refuses the event. Only an attempt that began after the pause was set may end or shorten
 //! it: what comes of those that were under way says how Variance was before.
 
 use std::time::Duration;

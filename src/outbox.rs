@@ -2,40 +2,8 @@
 //!
 //! > An event is acknowledged only when Variance has it. Nothing is written to disk.
 //!
-//! * **At least once, while anybody still asks.** A 2xx reply means that every event of the request was accepted by
-//!   Variance, filtered out on purpose, or refused for good: by Variance, or as no event. The reply names the first
-//!   twenty that were refused, the log every one that Variance refused, and the metrics count all.
-//! * **An outage does not lose what PostHog gives up on.** PostHog tries a webhook three times in about six seconds and
-//!   then drops the event. The connector answers 503 when Variance does not have an event in time, which is the truth,
-//!   but keeps the event in memory and goes on trying for `delivery.retry_for` (an hour). A re-send of the same event
-//!   joins the attempt under way instead of starting a second one.
-//! * **Effectively once, for as long as the process lives.** That an event was accepted is remembered for an hour,
-//!   unless 100,000 others come within it (at most 200,000 are kept, in 8 MiB); a re-send is answered from memory
-//!   without a second POST. A refusal is remembered for a minute, so that sending again works once its reason is gone.
-//!   Two events are the same when their `uuid`, name and `distinct_id` are.
-//! * **A refusal is believed only from a Variance that takes other events.** Until it has accepted one, and again after
-//!   20 refusals in a row, a refusal is its fault like any other: a wrong URL or format loses nothing.
-//! * **No hostage.** An event that Variance always fails on delays nobody else. Once it has failed twice while others
-//!   were accepted, its failures pause nothing. When its hour is over it is *refused* if it failed three times, each
-//!   followed by another's acceptance before its next attempt; else it is *abandoned*. Neither is remembered.
-//! * **Who waits goes first.** Events that a sender waits for go before those that are held, which get one attempt in
-//!   four; senders take turns, event by event.
-//! * **A stop delivers first.** It ends the pause and all waits between attempts: everything held is attempted at once,
-//!   and what fails again every second, within `delivery.shutdown_grace`.
-//! * **Bounded.** Memory, sockets, time and the volume of the log have limits that hold under hostile load. Memory is
-//!   the sum of `delivery.max_held`, four times `server.max_body` and 8 MiB for bodies being read (16 MiB at
-//!   least), and 104 MiB for connections, remembered outcomes, waiting lines of the log and the program itself, and a
-//!   quarter of that sum for what the allocator keeps: 540 MiB at the defaults.
-//!
-//! Its limits:
-//!
-//! * What only the connector's memory holds is lost when the process is killed: events that PostHog has given up on and
-//!   that Variance did not have yet.
-//! * Variance may get an event more than once when it took one but its answer was lost on the way, or came later than
-//!   `delivery.attempt_timeout`. Replicas share no memory, nor does a process with the one before it, so a re-send that
-//!   reaches another is posted again too. Both carry the same `messageId`.
-//! * What Variance does not take within `delivery.retry_for` is given up, and named in the log.
-//! * When `delivery.max_held` is full during an outage, further events are told 429 or 503 and stay PostHog's.
+//! `docs/delivery.md` says what that guarantees, where the guarantee ends, and by which rules it is kept. The rules stand once
+//! more beside the code that keeps them, in `state`.
 //!
 //! An event that was handed over leaves in one of three ways: Variance has it, Variance will not have it, or its time is
 //! over. Nobody who waits for it can change that: a request that ends early only stops waiting.

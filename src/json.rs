@@ -190,7 +190,10 @@ impl<'a> Text<'a> {
     /// Whether PostHog made this name up itself: it starts with `$`.
     #[inline]
     pub fn is_internal(self) -> bool {
-        self.inside.starts_with('$') || self.inside.starts_with(r"\u0024")
+        match self.inside.as_bytes().first() {
+            Some(b'\\') => self.inside.starts_with(r"\u0024"),
+            first => first == Some(&b'$'),
+        }
     }
 
     /// Whether it means something else than it says.

@@ -179,7 +179,8 @@ impl MappingSettings {
         let properties = &event.properties;
         body.json("messageId", event.uuid.as_json());
         match event.time() {
-            Some(time) => match Time::of(time).filter(|_| !posthog::is_rfc3339(time)) {
+            Some(time) if posthog::is_rfc3339(time) => body.json("timestamp", time.as_str()),
+            Some(time) => match Time::of(time) {
                 Some(rewritten) => body.string("timestamp", &rewritten.to_string()),
                 None => body.json("timestamp", time.as_str()),
             },
@@ -217,8 +218,11 @@ impl MappingSettings {
                     [None, None] => [event.person_properties(), None],
                     sets => sets.map(|set| set.and_then(Raw::object_text)),
                 };
-                let members: Vec<_> = sets.iter().flatten().flat_map(ObjectText::members).collect();
-                body.object("traits", |traits| write(traits, self.own(&members)));
+                let members = sets.iter().flatten().map(ObjectText::members).reduce(|mut first, second| {
+                    first.extend(second);
+                    first
+                });
+                body.object("traits", |traits| write(traits, self.own(members.as_deref().unwrap_or_default())));
             }
             Call::Alias => body.raw("previousId", properties.distinct_id.or(event.distinct_id)),
             Call::Group => {
@@ -363,7 +367,7 @@ fn write<'a>(object: &mut Object<'_>, members: impl Iterator<Item = (Text<'a>, R
 
 /// Whether two of the keys may be the same; true whenever they are. The work for each key does not grow with its length.
 fn may_repeat(members: &[(Text<'_>, Raw<'_>)]) -> bool {
-    let mut seen = [0_u64; 64];
+    let mut seen = [0_u64; 16];
     members.iter().any(|(key, _)| {
         let sketch = sketch(key.as_written().as_bytes());
         let (word, bit) = (&mut seen[usize::from(sketch / 64)], 1 << (sketch % 64));
@@ -373,7 +377,7 @@ fn may_repeat(members: &[(Text<'_>, Raw<'_>)]) -> bool {
     })
 }
 
-/// A number below 4096 that is the same for the same key, and seldom for another one.
+/// A number below 1024 that is the same for the same key, and seldom for another one.
 fn sketch(key: &[u8]) -> u16 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let (start, end) = match (key.first_chunk(), key.last_chunk()) {
@@ -381,7 +385,7 @@ fn sketch(key: &[u8]) -> u16 {
         _ => (key.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)), 0),
     };
     let mixed = (start.wrapping_mul(ODD) ^ end ^ (key.len() as u64) << 56).wrapping_mul(ODD);
-    (mixed >> 52) as u16
+    (mixed >> 54) as u16
 }
 
 impl NamePattern {

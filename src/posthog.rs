@@ -228,9 +228,11 @@ impl<'a> Element<'a> {
     /// Makes something of it once its properties are an object, if they are JSON text that says so.
     fn complete<T>(self, make: impl FnOnce(Element<'_>) -> T) -> T {
         let received = self.event.as_ref().ok().and_then(|event| event.properties.received);
-        let text = received.filter(|received| !received.is_object()).and_then(Raw::object_text);
+        let Some(text) = received.filter(|received| !received.is_object()).and_then(Raw::object_text) else {
+            return make(self);
+        };
         let mut element: Element<'_> = self;
-        if let (Some(text), Ok(event)) = (&text, &mut element.event) {
+        if let Ok(event) = &mut element.event {
             event.properties = Properties::scan(&mut Scanner::new(text.as_str())).expect("it has been checked");
         }
         make(element)
@@ -450,25 +452,27 @@ impl<'a> Fields<'a> {
         let raw = self.event.raw;
         let event = match self.inner.take() {
             _ if raw.as_str().len() > MAX_ELEMENT_BYTES => Err(Invalid::TooLarge),
-            None => self.event(sent_at),
+            None => self.event(raw, sent_at),
             Some(mut inner) => {
                 inner.event.person = self.event.person.or(inner.event.person);
                 inner.event.groups = self.event.groups.or(inner.event.groups);
-                inner.event(self.event.sent_at.or(sent_at))
+                inner.event(raw, self.event.sent_at.or(sent_at))
             }
         };
-        let event = event.map(|event| Event { size: raw.as_str().len(), ..event });
         Element { raw, event }
     }
 
-    fn event(self, sent_at: Option<Raw<'a>>) -> Result<Event<'a>, Invalid> {
+    fn event(self, element: Raw<'a>, sent_at: Option<Raw<'a>>) -> Result<Event<'a>, Invalid> {
         let mut event = self.event;
+        event.size = element.as_str().len();
         event.name = match self.name {
-            Some(name) => match name.as_text().map(Text::to_scalar_string).as_deref() {
-                None | Some("") => return Err(Invalid::UnusableName),
-                Some(_) if name.object_text().is_some() => return Err(Invalid::EventIsText),
-                Some(text) if is_template(text) => return Err(Invalid::UnfilledName),
-                Some(_) => name,
+            Some(name) => match name.as_text() {
+                Some(text) if !text.as_written().is_empty() => match is_template(text) {
+                    true if name.object_text().is_some() => return Err(Invalid::EventIsText),
+                    true => return Err(Invalid::UnfilledName),
+                    false => name,
+                },
+                _ => return Err(Invalid::UnusableName),
             },
             None if self.batch.is_some() => return Err(Invalid::BatchIsNoArray),
             None if self.text.is_some() => return Err(Invalid::ActionWebhook),
@@ -482,7 +486,11 @@ impl<'a> Fields<'a> {
 }
 
 /// Whether a name is the text of a template, or what JavaScript makes of an object where it needs text.
-fn is_template(name: &str) -> bool {
+fn is_template(name: Text<'_>) -> bool {
+    if name.as_written().starts_with(|first: char| first.is_ascii_alphanumeric() || first == '$') {
+        return false;
+    }
+    let name = name.to_scalar_string();
     let name = name.trim();
     name == "[object Object]" || name.starts_with('{') && name.ends_with('}')
 }

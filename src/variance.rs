@@ -109,7 +109,7 @@ impl Message {
         let message = Self::write(call, id, scratch, |scratch| {
             let mut buffer = Buffer { bytes: std::mem::take(scratch), most, is_full: false };
             body(&mut buffer);
-            is_full = buffer.is_full;
+            is_full = buffer.is_full || buffer.bytes.len() > most;
             *scratch = buffer.bytes;
             if is_full {
                 scratch.truncate(id.len())
@@ -151,11 +151,17 @@ pub struct Buffer {
 
 impl Buffer {
     /// Appends some bytes.
+    #[inline]
     pub fn push(&mut self, bytes: &[u8]) {
-        self.is_full |= bytes.len() > self.most.saturating_sub(self.bytes.len());
-        if !self.is_full {
+        if bytes.len() <= self.bytes.capacity() - self.bytes.len() || self.may_grow_by(bytes.len()) {
             self.bytes.extend_from_slice(bytes);
         }
+    }
+
+    #[cold]
+    fn may_grow_by(&mut self, more: usize) -> bool {
+        self.is_full |= more > self.most.saturating_sub(self.bytes.len());
+        !self.is_full
     }
 }
 

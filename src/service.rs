@@ -28,7 +28,7 @@ pub struct ServiceSettings {
 }
 
 impl ServiceSettings {
-    /// The most memory that the process takes, in bytes. [`outbox`] says what the sum is made of.
+    /// The most memory that the process takes, in bytes. `docs/delivery.md` says what the sum is made of.
     fn memory_limit(&self) -> usize {
         let bodies = (4 * self.server.max_body + (8 << 20)).max(16 << 20);
         let sum = self.outbox.max_held + bodies + (104 << 20);

@@ -73,7 +73,7 @@ fn is_usable(settings: service::ServiceSettings, allows_anonymous: bool) {
 
     let server::ServerSettings { listen, webhook_deadline, batch_deadline, max_body, shutdown_grace, head_timeout } = server;
     let has_credential = !auth.tokens.is_empty() || !auth.signing_secrets.is_empty();
-    let outbox::OutboxSettings { concurrency, retry_for, max_held, pacing: _ } = outbox;
+    let outbox::OutboxSettings { concurrency, retry_for, abandon: _, max_held, pacing: _ } = outbox;
     let timeouts = [head_timeout, destination.attempt_timeout];
     for duration in [webhook_deadline, batch_deadline, shutdown_grace, retry_for].into_iter().chain(timeouts) {
         assert!(!duration.is_zero());

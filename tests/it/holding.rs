@@ -39,7 +39,7 @@ async fn a_re_send_of_what_is_under_way_joins_it() {
         assert_eq!((reply.status, reply.counts()), (200, [1, 1, 0, 0, 0, 0]));
     }
     assert_eq!(variance.ids(), ["a"]);
-    assert_eq!(service.metric("variance_connector_joined_events_total").await, 1.0);
+    assert_eq!(service.metric(r#"variance_connector_joined_events_total{same="true"}"#).await, 1.0);
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn at_rest_what_was_received_is_the_sum_of_its_ends_what_joined_and_what_i
     assert_eq!(events_total(&service, "none", "invalid").await, 1.0);
     assert_eq!(events_total(&service, "capture", "refused").await, 1.0);
     assert_eq!(events_total(&service, "none", "returned").await, 0.0);
-    assert_eq!(service.metric("variance_connector_joined_events_total").await, 1.0);
+    assert_eq!(service.metric(r#"variance_connector_joined_events_total{same="true"}"#).await, 1.0);
     assert_eq!(service.metric("variance_connector_held_events").await, 1.0);
 }
 

@@ -38,6 +38,7 @@ mod rotation;
 #[cfg(target_os = "linux")] // other systems name the other end of a terminal otherwise
 mod status;
 mod stopping;
+#[cfg(target_os = "linux")] // it reads `/proc`
 mod strangers;
 mod tls;
 mod unread_log;

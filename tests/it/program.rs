@@ -48,6 +48,7 @@ impl Program {
     }
 
     /// Where its standard output goes, in place of [`Ended::out`].
+    #[cfg(target_os = "linux")] // where a terminal is tried
     pub fn out(mut self, out: impl Into<Stdio>) -> Self {
         self.command.stdout(out);
         self

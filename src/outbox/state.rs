@@ -56,6 +56,8 @@ pub(super) struct State {
     held_bytes: usize,
     last_number: Number,
     limit: Limit,
+    /// When an attempt may begin that only the rate holds back.
+    paced_until: Option<Instant>,
     suspects: usize,
     breaker: Breaker,
     /// The last probe that was no live event was the newest one.
@@ -178,6 +180,7 @@ impl State {
             held_bytes: 0,
             last_number: 0,
             limit: Limit::new(concurrency, now),
+            paced_until: None,
             suspects: 0,
             was_newest: false,
             is_stopping: false,
@@ -240,6 +243,7 @@ impl State {
 
     /// The next attempt that may be made now, if there is one. It takes a slot, see [`State::free_slot`].
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
+        self.paced_until = None;
         let permit = self.permit(now);
         let number = match permit {
             Permit::Nothing => return None,
@@ -247,6 +251,7 @@ impl State {
             Permit::Probe => self.choose_probe(now)?,
         };
         if !self.limit.permit(now) {
+            self.paced_until = self.limit.next();
             return None;
         }
         let entry = self.entries.get_mut(&number).expect("what has a place is held");
@@ -400,7 +405,7 @@ impl State {
         };
         let attempt = attempt.and_then(|due| Some(due.max(self.limit.next()?)));
         let news = self.health.news_due(self.settings.pacing.log, now);
-        expiry.into_iter().chain(attempt).chain(news).min()
+        expiry.into_iter().chain(attempt).chain(self.paced_until).chain(news).min()
     }
 
     /// Voids the pause and all backoffs, because the process is to stop.

@@ -305,6 +305,12 @@ impl World {
         }
         self.timer = self.state.due(self.now);
         assert!(self.timer.is_none_or(|due| due > self.now), "something is due that nothing was done about");
+        let next = self.state.limit.next().filter(|_| self.pause.is_none());
+        let live_waits = self.held().any(|(_, held)| held.is_live() && !held.is_in_flight);
+        assert!(
+            next.is_none_or(|next| !live_waits || self.timer.is_some_and(|timer| timer <= next)),
+            "one waits longer than the rate wants"
+        );
     }
 
     /// Notes since when requests wait for a turn.
@@ -670,6 +676,17 @@ fn what_failed_is_not_attempted_again_before_its_backoff_is_over() {
     assert!(due > world.now);
     assert!(world.state.next_job(due - Duration::from_nanos(1)).is_none());
     assert!(world.state.next_job(due).is_some());
+}
+
+#[test]
+fn an_event_that_the_rate_alone_holds_back_is_attempted_when_it_allows() {
+    let mut world = World::new(0);
+    world.take(Step::HandOver(0, 0));
+    world.end(0, status(429, None));
+    world.take(Step::HandOver(1, 1));
+    assert!(world.jobs.is_empty(), "a 429 pauses all for a moment");
+    world.take(Step::Wait(500));
+    assert!(world.jobs.iter().any(|(_, job)| job.message.id() == "001"));
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn variable(line: &str) -> Option<(OsString, OsString)> {
 fn is_usable(settings: service::ServiceSettings, allows_anonymous: bool) {
     let service::ServiceSettings { server, auth, mapping, destination, outbox } = settings;
 
-    let server::ServerSettings { listen, webhook_deadline, batch_deadline, max_body, shutdown_grace, head_timeout } = server;
+    let server::ServerSettings { listen, webhook_deadline, batch_deadline, max_body, shutdown_grace, head_timeout } =
+        server;
     let has_credential = !auth.tokens.is_empty() || !auth.signing_secrets.is_empty();
     let outbox::OutboxSettings { concurrency, retry_for, abandon: _, max_held, pacing: _ } = outbox;
     let timeouts = [head_timeout, destination.attempt_timeout];

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 use ring::hmac;
 use variance_connector::{
-    auth::{Auth, AuthSettings, SigningSecret, Token, Proof},
+    auth::{Auth, AuthSettings, Proof, SigningSecret, Token},
     inflate::Encoding,
     json::Raw,
 };

@@ -62,7 +62,9 @@ fuzz_target!(|text: &str| {
         assert_eq!(body.elements.len(), outcomes.len());
         for (element, expected) in body.elements.iter().zip(&outcomes) {
             let by_itself = Event::decode(*element, &body.envelope, |event| outcome(&settings, event));
-            assert!(by_itself == *expected || matches!((&by_itself, expected), (Outcome::Random(_), Outcome::Random(_))));
+            assert!(
+                by_itself == *expected || matches!((&by_itself, expected), (Outcome::Random(_), Outcome::Random(_)))
+            );
         }
         // It takes no lone surrogate, no number beyond its floats, and no deep nesting.
         if let Some(value) = serde_json::from_str(json).ok().filter(is_all_read) {

@@ -167,7 +167,15 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
             let lost =
                 Lost::read(BufReader::with_capacity(64 << 10, log)).with_context(|| path.display().to_string())?;
             if lost.ids.is_empty() && lost.others.is_empty() {
+                anyhow::ensure!(
+                    lost.is_connectors,
+                    "{} has no line of the connector's log: is it the whole log, standard error included (`2>&1`)?",
+                    path.display()
+                );
                 if !quiet {
+                    crate::cli::tell(format_args!(
+                        "note: a process that was killed (kill -9, out of memory) names nothing: fetch that time with --ingested"
+                    ));
                     drop(writeln!(io::stdout(), "The log names no event as lost: nothing is lost."));
                 }
                 return Ok(None);

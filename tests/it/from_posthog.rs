@@ -280,8 +280,16 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     assert!(ended.err.contains("not an id of PostHog's: x\n"), "{}", ended.err);
 
     let asked = posthog.received().len();
-    let ended = program(&variance, &posthog, &["--lost", "-"]).input("INFO ready\n").run().await;
+    let ended =
+        program(&variance, &posthog, &["--lost", "-"]).input("INFO variance_connector::cli: ready\n").run().await;
     assert_eq!((ended.code, ended.out.as_str()), (0, "The log names no event as lost: nothing is lost.\n"));
+    assert!(ended.err.contains("names nothing: fetch that time with --ingested"), "{ended:?}");
+    // What is no log of the connector says nothing of what it lost.
+    for other in ["", "Error: No such container: variance-connector\n"] {
+        let ended = program(&variance, &posthog, &["--lost", "-"]).input(other).run().await;
+        assert!(ended.code == 1 && ended.out.is_empty(), "{ended:?}");
+        assert!(ended.err.contains("- has no line of the connector's log"), "{ended:?}");
+    }
     let ended = program(&variance, &posthog, &["--lost", "no/such/log"]).run().await;
     assert!(ended.code == 1 && ended.err.contains("no/such/log: No such file"), "{ended:?}");
     assert_eq!(posthog.received().len(), asked);

@@ -11,6 +11,9 @@ use uuid::Uuid;
 /// The message of the lines that name lost events.
 const MESSAGE: &str = "events are lost";
 
+/// What stands in every line of the connector, as the module that wrote it.
+const CRATE: &str = "variance_connector";
+
 /// The most bytes of a line that are looked at together. Such lines are a few KiB long.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -23,6 +26,8 @@ pub(in crate::cli::backfill) struct Lost {
     pub(in crate::cli::backfill) others: Vec<String>,
     /// The times of the first and of the last line that names one.
     pub(in crate::cli::backfill) logged: Option<(Timestamp, Timestamp)>,
+    /// True if any line is the connector's: else it is another log, or none.
+    pub(in crate::cli::backfill) is_connectors: bool,
 }
 
 impl Lost {
@@ -39,6 +44,7 @@ impl Lost {
     }
 
     fn line(&mut self, line: &str, seen: &mut HashSet<String>) {
+        self.is_connectors |= line.contains(CRATE);
         let Some((_, rest)) = line.split_once(MESSAGE) else { return };
         // In JSON the fields may stand before the message.
         let Some((_, field)) = rest.split_once("uuids").or_else(|| line.split_once("uuids")) else { return };

@@ -281,8 +281,8 @@ impl MappingSettings {
         members: &'m [(Text<'a>, Raw<'a>)],
     ) -> impl Iterator<Item = (Text<'a>, Raw<'a>)> + use<'_, 'm, 'a> {
         let repeats = may_repeat(members).then(|| {
-            // Each key is unescaped once, from the last to the first.
-            let mut seen = HashSet::with_capacity(members.len());
+            // Each key is unescaped once, from the last to the first. It grows with those that differ, which may be few.
+            let mut seen = HashSet::new();
             members.iter().rev().map(|(key, _)| !seen.insert(key.unescaped())).collect::<Vec<_>>()
         });
         let is_repeated = move |index| repeats.as_ref().is_some_and(|repeats| repeats[members.len() - 1 - index]);

@@ -17,6 +17,8 @@ const SECOND: Duration = Duration::from_secs(1);
 enum Kind {
     /// After this long.
     Delay(fn(f64) -> f64),
+    /// After the first, and the second more on a new connection.
+    Connect(f64, f64),
     /// After a time that is log-normal with sigma 1 and this median.
     LogNormal(f64),
     /// After this long each, so many at once; the others wait their turn.
@@ -40,7 +42,7 @@ struct Destination {
     slots: Vec<f64>,
     /// When those in flight end, or those of the last second were taken.
     times: VecDeque<f64>,
-    /// Tokens, or how many were taken in a window, and since when.
+    /// Tokens, or how many were taken in a window, or how many connections are open, and since when.
     count: f64,
     since: f64,
     /// How much of its clock's second is over at the start.
@@ -58,11 +60,16 @@ impl Destination {
         Self { kind, rng, slots: Vec::new(), times: VecDeque::new(), count, since: 0.0, phase }
     }
 
-    /// What it answers to a request at `now`, and after how long.
-    fn post(&mut self, now: f64) -> (Reply, f64) {
+    /// What it answers to a request at `now`, the last of so many in flight, and after how long.
+    fn post(&mut self, now: f64, in_flight: usize) -> (Reply, f64) {
         let taken = |is_taken, otherwise, time| if is_taken { (Reply::Answered, time) } else { (otherwise, AT_ONCE) };
         match self.kind {
             Kind::Delay(time) => (Reply::Answered, time(now)),
+            Kind::Connect(time, connect) => {
+                let connects = in_flight as f64 > self.count;
+                self.count = self.count.max(in_flight as f64);
+                (Reply::Answered, if connects { time + connect } else { time })
+            }
             Kind::LogNormal(median) => (Reply::Answered, median * normal(&mut self.rng).exp()),
             Kind::Broken(time, part) => taken(self.rng.f64() >= part, Reply::Overloaded, time),
             Kind::Slots(number, time) => {
@@ -135,7 +142,7 @@ fn simulate(kind: Kind, seconds: f64, seed: u64) -> Log {
         now += WORK;
         let is_paused = now < pause_over;
         if !is_paused && limit.permit(at(now)) {
-            let (reply, time) = destination.post(now);
+            let (reply, time) = destination.post(now, limit.in_flight() + 1);
             in_flight.push(Reverse((at(now + time), attempts.len())));
             attempts.push((limit.start(at(now)), now, reply));
             continue;
@@ -205,8 +212,9 @@ fn destinations_of_every_kind_get_as_much_as_they_take() {
     let falls = |now: f64| if (5.0..12.0).contains(&now) { 20 } else { 200 };
     let flaps = |now: f64| if now % 10.0 < 5.0 { 200 } else { 20 };
     let row = |name, from, to, answered, rejected, median| Row { name, from, to, answered, rejected, median };
-    let table: [(Kind, &[Row]); 17] = [
+    let table: [(Kind, &[Row]); 18] = [
         (Kind::Delay(|_| 0.2), &[row("200 ms", 5.0, 20.0, 1_200.0, 0.0, 201.0)]),
+        (Kind::Connect(0.2, 0.6), &[row("200 ms, 600 ms more to connect", 5.0, 20.0, 1_200.0, 0.0, 201.0)]),
         (Kind::Delay(|_| 0.05), &[row("50 ms", 5.0, 10.0, 4_800.0, 0.0, 51.0)]),
         (Kind::Delay(|_| 0.0001), &[row("at once", 0.5, 1.0, 49_000.0, 0.0, 6.0)]),
         (Kind::LogNormal(0.05), &[row("log-normal, median 50 ms, sigma 1", 5.0, 20.0, 2_485.0, 0.0, 55.0)]),
@@ -314,4 +322,19 @@ fn without_an_event_that_waits_the_limit_does_not_grow() {
         limit.reply(attempt, Reply::Answered, now);
     }
     assert_eq!(limit.value(), START);
+}
+
+#[test]
+fn what_connecting_took_is_not_part_of_a_reply_time() {
+    let mut now = Instant::now();
+    let mut limit = Limit::new(64, now);
+    for round in 0..2 {
+        let attempts: Vec<_> = (0..64).map(|_| limit.start(now)).collect();
+        now += SECOND;
+        for attempt in attempts {
+            limit.free();
+            limit.reply(attempt, Reply::Answered, now);
+        }
+        assert_eq!(limit.seen.answers, 64 * round);
+    }
 }

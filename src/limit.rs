@@ -4,7 +4,8 @@
 //! second until Variance says that there is a limit.
 //!
 //! * **In flight.** The limit starts at 64 and grows while it is what holds events back: by one for each reply, so that it
-//!   doubles in the time of one, until it was once too high.
+//!   doubles in the time of one, until it was once too high. With replies within 5 ms it stays, because this machine is the
+//!   limit then.
 //! * **Too many in flight.** When reply times have grown by half, when there is a 503 or a time-out for every tenth answer,
 //!   and after every 30 seconds at the limit, half as many are in flight for a moment: a trial. If the others only waited
 //!   their turn, reply times fall in proportion; the half is kept, and half of it is tried next. If they do not fall at all,
@@ -33,7 +34,7 @@
 //! | 200 ms | 1280/s | 0.0 % | 200 ms | 200 ms |
 //! | 200 ms, 600 ms more to connect | 1280/s | 0.0 % | 200 ms | 200 ms |
 //! | 50 ms | 5120/s | 0.0 % | 50 ms | 50 ms |
-//! | at once | 50000/s | 0.0 % | 5 ms | 5 ms |
+//! | at once | 50000/s | 0.0 % | 1 ms | 1 ms |
 //! | log-normal, median 50 ms, sigma 1 | 3084/s | 0.0 % | 50 ms | 2716 ms |
 //! | 50 ms, but 200 ms for five seconds: after them | 5120/s | 0.0 % | 50 ms | 200 ms |
 //! | 500 in each second, 429 | 468/s | 0.0 % | 1 ms | 1 ms |
@@ -89,6 +90,9 @@ const HEADROOM: f64 = 1.25;
 
 /// Reply times that fall to this part are as good as halved.
 const NEARLY_HALF: f64 = 0.6;
+
+/// With shorter reply times than this, more in flight bring nothing: this machine is the limit, and pays for each connection.
+const WORTH_MORE: Duration = Duration::from_millis(5);
 
 /// For how long a connection that is not used stays open at least.
 const OPEN_FOR: Duration = Duration::from_secs(2);
@@ -265,7 +269,7 @@ impl Limit {
         match reply {
             Reply::Answered => {
                 self.rate.answered();
-                if is_held_back {
+                if is_held_back && now - attempt.began >= WORTH_MORE {
                     self.grow(gap);
                 }
             }

@@ -1,7 +1,7 @@
 //! The configuration: each part's settings, read from flags, the environment and a file.
 //!
-//! Nothing is validated here and used elsewhere: what is read is parsed into what each part's own settings hold. All
-//! problems are told at once, each with its key and where the wrong value came from, and none with a secret.
+//! Every text is parsed into the type that the settings of its part hold. All problems are reported at once, each with
+//! its key and the origin of the wrong value, and none with a secret.
 //!
 //! # How a setting is added
 //!
@@ -51,71 +51,72 @@ mod reader;
 mod sources;
 mod values;
 
-/// When PostHog's webhook destination gives up on a reply (`EXTERNAL_REQUEST_TIMEOUT_MS` of its workers).
+/// The time after which PostHog's webhook destination gives up on a reply (`EXTERNAL_REQUEST_TIMEOUT_MS` of its
+/// workers).
 const WEBHOOK_SENDER_GIVES_UP: Duration = Duration::from_secs(3);
 
-/// When PostHog's HTTP batch export gives up on a reply (the default of its HTTP client, aiohttp).
+/// The time after which PostHog's HTTP batch export gives up on a reply (the default of its HTTP client, aiohttp).
 const BATCH_SENDER_GIVES_UP: Duration = Duration::from_secs(300);
 
-/// When `docker stop` kills what does not stop by itself.
+/// The time after which `docker stop` kills a container that does not stop by itself.
 const DOCKER_KILLS: Duration = Duration::from_secs(10);
 
 /// The settings of all parts.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What the service does.
+    /// The settings of the service.
     pub service: ServiceSettings,
-    /// What is logged.
+    /// The settings of the log.
     pub log: LogSettings,
 }
 
-/// What it takes to forward events without receiving any.
+/// The settings for forwarding events without receiving any.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
-    /// What is forwarded, and how.
+    /// The rules by which events are mapped.
     pub mapping: MappingSettings,
-    /// Where it goes.
+    /// The place to which events are posted.
     pub destination: DestinationSettings,
-    /// How it is delivered.
+    /// The rules of delivery.
     pub outbox: outbox::OutboxSettings,
-    /// How long stopping may take.
+    /// The longest that stopping may take.
     pub shutdown_grace: Duration,
 }
 
-/// A configuration, or the part of one that a command reads, and what can be said about it.
+/// A configuration, or the part of one that a command reads, with its origins and warnings.
 #[derive(Clone, Debug)]
 pub struct Loaded<T = Config> {
     /// The settings.
     pub config: T,
-    /// Every setting that was read with its origin, in the order of [`KEYS`].
+    /// Every setting that was read, with its origin, in the order of [`KEYS`].
     pub settings: Vec<Setting>,
-    /// What is possible, but most likely not meant.
+    /// Warnings of what is possible, but most likely not intended.
     pub warnings: Vec<String>,
 }
 
 impl<T> Loaded<T> {
-    /// The file that the webhook URL was read from.
+    /// Returns the file that the webhook URL was read from.
     pub fn webhook_url_file(&self) -> Option<PathBuf> {
         let setting = self.settings.iter().find(|setting| setting.key.name == WEBHOOK_URL.key.name)?;
         setting.origin.secret_file()
     }
 }
 
-/// What a setting is, and where that came from.
+/// A setting's value and its origin.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// Which one it is.
+    /// The setting.
     pub key: &'static Key,
-    /// Its value, of secrets only the length and the end; nothing if it has none.
+    /// Its value, or `None` if it has none. Of a secret, only the length and the end.
     pub value: Option<String>,
-    /// Where the value came from.
+    /// The origin of the value.
     pub origin: Origin,
 }
 
 /// Everything that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Error {
-    /// At least one; each names the setting, where its value came from and what would be right.
+    /// The problems, at least one. Each names the setting, the origin of its value and what would be right.
     pub problems: Vec<String>,
 }
 
@@ -142,10 +143,10 @@ fn service(reader: &mut Reader) -> Result<Config, Reported> {
 }
 
 /// Reads `server.listen` alone, whatever may be wrong with the rest. The file is read only if neither the command line
-/// nor the environment says it.
+/// nor the environment sets it.
 ///
 /// # Errors
-/// When it is wrong, or when the file cannot be read.
+/// When the setting is wrong, or the file cannot be read.
 pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<SocketAddr, Error> {
     let mut sources = Sources::new(flags, variables);
     if !sources.find(&LISTEN.key).map_err(Error::one)?.is_some_and(|given| given.origin != Origin::Default) {
@@ -156,10 +157,10 @@ pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsSt
     Ok(reader.finish(listen)?.config)
 }
 
-/// Reads what concerns the mapping alone, whatever may be wrong or missing elsewhere.
+/// Reads the settings of the mapping alone, whatever may be wrong or missing elsewhere.
 ///
 /// # Errors
-/// When that is wrong, or when there is something wrong with the file.
+/// When one of them is wrong, or there is something wrong with the file.
 pub fn mapping_alone(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -167,10 +168,10 @@ pub fn mapping_alone(
     Ok(read(flags, variables, mapping)?.config)
 }
 
-/// Reads what it takes to forward events, whatever may be wrong or missing of the server's settings.
+/// Reads the settings for forwarding events, whatever may be wrong or missing in the server's.
 ///
 /// # Errors
-/// When that is wrong, or when there is something wrong with the file.
+/// When one of them is wrong, or there is something wrong with the file.
 pub fn forwarding(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -186,10 +187,10 @@ fn forwarded(reader: &mut Reader) -> Result<Forwarding, Reported> {
     Ok(Forwarding { mapping: mapping?, destination: destination?, outbox: outbox?, shutdown_grace: shutdown_grace? })
 }
 
-/// Reads what it takes to fetch events from PostHog, whatever may be wrong or missing elsewhere.
+/// Reads the settings for fetching events from PostHog, whatever may be wrong or missing elsewhere.
 ///
 /// # Errors
-/// When that is wrong or missing, or when there is something wrong with the file.
+/// When one of them is wrong or missing, or there is something wrong with the file.
 pub fn posthog(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -197,10 +198,10 @@ pub fn posthog(
     read(flags, variables, posthog_api)
 }
 
-/// Reads where events go, whatever may be wrong or missing of the other settings.
+/// Reads the settings of the destination, whatever may be wrong or missing elsewhere.
 ///
 /// # Errors
-/// When that is wrong, or when there is something wrong with the file.
+/// When one of them is wrong, or there is something wrong with the file.
 pub fn destination_alone(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -208,23 +209,23 @@ pub fn destination_alone(
     read(flags, variables, destination)
 }
 
-/// What a command reads.
+/// The part of the configuration that a command reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// What [`load`] reads.
+    /// The settings that [`load`] reads.
     Service,
-    /// That, and what [`posthog`] reads.
+    /// The settings that [`load`] and [`posthog`] read.
     All,
-    /// What [`forwarding`] and [`posthog`] read.
+    /// The settings that [`forwarding`] and [`posthog`] read.
     Forwarding,
-    /// What [`mapping_alone`] reads.
+    /// The settings that [`mapping_alone`] reads.
     Mapping,
-    /// What [`listen`] reads.
+    /// The setting that [`listen`] reads.
     Listen,
 }
 
 impl Part {
-    /// Its settings, in the order in which they are read.
+    /// Returns the part's settings, in the order of their documentation.
     fn keys(self) -> Vec<&'static Key> {
         let mut reader = Reader::new(Sources::default());
         match self {
@@ -237,7 +238,7 @@ impl Part {
         KEYS.iter().copied().filter(|key| reader.has_read(key)).collect()
     }
 
-    /// Its settings as text for the command line's help.
+    /// Returns the part's settings as text for the command line's help.
     pub fn help(self) -> String {
         let mut text =
             format!("Settings, by environment variable or in the file that --config or {FILE_VARIABLE} names:\n");
@@ -249,7 +250,7 @@ impl Part {
     }
 }
 
-/// What `settings` makes of all sources, if there is nothing wrong with it and with the file.
+/// Returns the result of `settings`, if there is nothing wrong with it or with the file.
 fn read<T>(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -293,7 +294,7 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
     })
 }
 
-/// A URL with the way to it.
+/// Adds the network settings for the way to a URL.
 fn network(reader: &mut Reader, url: Url) -> Result<(Url, Network), Reported> {
     match Network::from_variables(&url, |name| reader.foreign_variable(name)) {
         Ok((network, more)) => {
@@ -333,7 +334,7 @@ fn server(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<S
     Ok(settings)
 }
 
-/// Who may send, unless others could without a credential and that is not said to be meant.
+/// Reads who may send. It is an error if others could send without a credential, unless that is allowed explicitly.
 fn auth(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<AuthSettings, Reported> {
     let tokens = reader.secrets(&TOKEN, &TOKEN_FILE);
     let signing_secrets = reader.secrets(&SIGNING_SECRET, &SIGNING_SECRET_FILE);

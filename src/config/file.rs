@@ -12,7 +12,7 @@ use super::{
     keys::{KEYS, Key, Kind, did_you_mean},
 };
 
-/// What a file says about each key, right or wrong.
+/// The entries of a file by key, right or wrong.
 #[derive(Default)]
 pub(super) struct File {
     entries: BTreeMap<&'static str, Result<Given, String>>,
@@ -20,7 +20,7 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Reads TOML. No problem repeats what the file holds, but for the names of keys: it may be a secret.
+    /// Reads TOML. A problem repeats nothing of the file but the names of keys, since it may hold secrets.
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, String> {
         let source = Source { path, text };
         let root = DeTable::parse(text).map_err(|error| {
@@ -83,7 +83,7 @@ impl File {
     }
 }
 
-/// A file's text, to tell lines.
+/// A file's text, for finding line numbers.
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,

@@ -1,4 +1,4 @@
-//! A value as it was given, and where.
+//! A value as it was given, with its origin.
 
 use std::{fmt, path::PathBuf};
 
@@ -16,7 +16,7 @@ pub(super) enum Value {
     Many(Vec<String>),
 }
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A flag.
@@ -27,7 +27,7 @@ pub enum Origin {
     Line(PathBuf, usize),
     /// A file that a setting ending in `_file` names.
     SecretFile(PathBuf),
-    /// Nothing was said.
+    /// Nothing set the value.
     Default,
 }
 

@@ -1,5 +1,5 @@
-//! The table of all settings. Each row knows all about its setting: its names, its default, what it is for, how it is
-//! written, how much of it may be shown, and how it is parsed.
+//! The table of all settings. Each row is complete: a setting's names, its default, its purpose, how it is written, how
+//! much of it may be shown, and how it is parsed.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -205,16 +205,16 @@ pub const KEYS: &[&Key] = &[
     &POSTHOG_API_KEY_FILE.key,
 ];
 
-/// What there is to know of a setting, whatever its type.
+/// The description of a setting, whatever its type.
 #[derive(Debug)]
 pub struct Key {
-    /// Its name, as in the file: `section.key`.
+    /// The name, as in the file: `section.key`.
     pub name: &'static str,
-    /// The environment variables that set it, the first before the others.
+    /// The environment variables that set it. The first takes precedence.
     pub variables: &'static [&'static str],
-    /// Its value where nothing sets it.
+    /// The value if nothing sets it.
     pub default: Option<&'static str>,
-    /// What it is for, in a line.
+    /// The purpose, in a line.
     pub doc: &'static str,
     pub(super) kind: Kind,
     pub(super) shown: Shown,
@@ -227,10 +227,10 @@ pub(super) struct Row<T> {
     pub(super) parse: Parse<T>,
 }
 
-/// From text to a value, or to what would be right: the end of a sentence that starts with "must be".
+/// A parser from text to a value, or to what would be right, as the end of a sentence that starts with "must be".
 pub(super) type Parse<T> = fn(&str) -> Result<T, String>;
 
-/// How a setting is written in the file.
+/// The form of a setting in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -270,7 +270,7 @@ impl<T> Row<T> {
         self
     }
 
-    /// What is pasted along with a secret, and is no part of it.
+    /// Sets the text that is often pasted along with a secret and is not part of it.
     const fn pasted_with(mut self, prefixes: &'static [&'static str]) -> Self {
         self.key.pasted_with = prefixes;
         self
@@ -283,14 +283,14 @@ impl<T> Row<T> {
 }
 
 impl Key {
-    /// The variable to set it with.
+    /// Returns the variable to set it with.
     pub fn variable(&self) -> &'static str {
         self.variables[0]
     }
 }
 
 impl Kind {
-    /// How the file must have it.
+    /// Returns the form that the file must use.
     pub(super) fn in_toml(self) -> &'static str {
         match self {
             Self::Text => "a string in quotes",
@@ -303,8 +303,8 @@ impl Kind {
     }
 }
 
-/// The end of a message about an unknown name: the known one that is nearest, if one is near. A name that is right but
-/// for what stands before the separator is near.
+/// Returns the end of a message about an unknown name: the nearest known name, if one is near. A name counts as near if
+/// only the part before the separator is wrong.
 pub(super) fn did_you_mean(name: &str, separator: char, known: impl Iterator<Item = &'static str>) -> String {
     const NEAR: f64 = 0.75;
     let last = |name: &str| name.split_once(separator).map_or(name, |(_, last)| last).to_owned();
@@ -373,8 +373,8 @@ mod tests {
         assert!(PAGE.contains(&format!("\n\n{table}\n")), "docs/configuration.md needs this table:\n{table}");
     }
 
-    /// The `key = value` lines of an example, by the key's full name, and whether they are in effect: an example that is
-    /// commented out has no space after its `#`.
+    /// Returns the `key = value` lines of an example, by the key's full name, and whether each is in effect: an example
+    /// that is commented out has no space after its `#`.
     fn assignments(example: &str) -> BTreeMap<String, (String, bool)> {
         let mut section = "";
         let mut found = BTreeMap::new();

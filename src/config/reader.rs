@@ -1,4 +1,4 @@
-//! Reads settings one by one, and notes what each is and what is wrong.
+//! A reader of settings, which collects their values, warnings and problems.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -11,11 +11,11 @@ use super::{
 };
 use crate::secret;
 
-/// There is no value, and the reason is among the problems.
+/// The error of a missing value whose reason is among the problems.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reported;
 
-/// The sources, and what reading them has shown so far.
+/// The sources, and the results of reading them so far.
 pub(super) struct Reader {
     sources: Sources,
     settings: Vec<Setting>,
@@ -28,24 +28,24 @@ impl Reader {
         Self { sources, settings: Vec::new(), warnings: Vec::new(), problems: Vec::new() }
     }
 
-    /// A setting with a default.
+    /// Reads a setting with a default.
     pub(super) fn get<T>(&mut self, row: &'static Row<T>) -> Result<T, Reported> {
         self.option(row).map(|value| value.expect("a setting with a default is never without a value"))
     }
 
-    /// A setting without a default.
+    /// Reads a setting without a default.
     pub(super) fn option<T>(&mut self, Row { key, parse }: &'static Row<T>) -> Result<Option<T>, Reported> {
         let given = self.find(key)?;
         given.map(|given| self.one(key, given, *parse)).transpose()
     }
 
-    /// A setting with any number of values.
+    /// Reads a setting with any number of values.
     pub(super) fn list<T>(&mut self, Row { key, parse }: &'static Row<T>) -> Result<Vec<T>, Reported> {
         let given = self.find(key)?;
         given.map_or(Ok(Vec::new()), |given| self.elements(key, given, *parse))
     }
 
-    /// A secret, and the file that it was read from.
+    /// Reads a secret, and the file that it came from.
     pub(super) fn secret<T>(
         &mut self,
         Row { key, parse }: &'static Row<T>,
@@ -56,7 +56,7 @@ impl Reader {
         Ok(Some((self.one(key, given, *parse)?, file)))
     }
 
-    /// Any number of secrets, and the file that they were read from, where each has a line.
+    /// Reads any number of secrets, and the file that they came from, which has one per line.
     pub(super) fn secrets<T>(
         &mut self,
         Row { key, parse }: &'static Row<T>,
@@ -70,7 +70,7 @@ impl Reader {
         Ok((self.elements(key, given, *parse)?, file))
     }
 
-    /// Notes what is possible, but most likely not meant, if it is not among the warnings yet.
+    /// Adds a warning of something possible, but most likely not intended, unless it is there already.
     pub(super) fn warn(&mut self, warning: String) {
         if !self.warnings.contains(&warning) {
             self.warnings.push(warning);
@@ -82,7 +82,7 @@ impl Reader {
         self.sources.has_variable("container") && !self.sources.has_variable("KUBERNETES_SERVICE_HOST")
     }
 
-    /// A variable that is none of this program's own, even if it is empty.
+    /// Returns a variable that is not one of this program's own, even if it is empty.
     pub(super) fn foreign_variable(&self, name: &str) -> Option<OsString> {
         self.sources.foreign_variable(name)
     }
@@ -92,7 +92,7 @@ impl Reader {
         self.warnings.extend(self.sources.unknown_variables());
     }
 
-    /// Notes a problem, if it is not among them yet.
+    /// Adds a problem, unless it is there already.
     pub(super) fn problem(&mut self, problem: String) -> Reported {
         if !self.problems.contains(&problem) {
             self.problems.push(problem);
@@ -100,18 +100,18 @@ impl Reader {
         Reported
     }
 
-    /// True if a setting was asked for, whatever came of that.
+    /// True if a setting was read, with or without success.
     pub(super) fn has_read(&self, key: &Key) -> bool {
         self.settings.iter().any(|setting| setting.key.name == key.name)
     }
 
-    /// A setting that was read and where its value came from, for a message.
+    /// Names a setting that was read and the origin of its value, for a message.
     pub(super) fn named(&self, key: &Key) -> String {
         let setting = self.settings.iter().find(|setting| setting.key.name == key.name).expect("it was read");
         format!("{} ({})", key.name, setting.origin)
     }
 
-    /// A value that must be given; `from` says where to have it from.
+    /// Returns a value that must be given; `from` says where to get it.
     pub(super) fn required<T>(
         &mut self,
         value: Result<Option<T>, Reported>,
@@ -122,7 +122,7 @@ impl Reader {
         value?.ok_or_else(|| self.problem(format!("{name} (environment variable {variable}) is missing: {from}")))
     }
 
-    /// The value that was read, with all that was noted meanwhile, or else all problems.
+    /// Returns the value with everything that was collected on the way, or else all problems.
     pub(super) fn finish<T>(self, value: Result<T, Reported>) -> Result<Loaded<T>, Error> {
         let Self { mut settings, warnings, problems, sources: _ } = self;
         settings.sort_by_key(|setting| KEYS.iter().position(|key| key.name == setting.key.name));
@@ -132,7 +132,7 @@ impl Reader {
         }
     }
 
-    /// Notes what is wrong with the file, even where a flag or a variable comes before it.
+    /// Adds the problems of the file, even where a flag or a variable takes precedence.
     pub(super) fn check_file(&mut self) {
         let problems: Vec<_> = self.sources.problems_of_the_file().map(str::to_owned).collect();
         for problem in problems {
@@ -140,7 +140,7 @@ impl Reader {
         }
     }
 
-    /// What was said about a setting. If nothing was, that is noted.
+    /// Returns the value given for a setting. If there is none, that is recorded.
     fn find(&mut self, key: &'static Key) -> Result<Option<Given>, Reported> {
         let given = self.sources.find(key).map_err(|problem| self.problem(problem))?;
         if given.is_none() {
@@ -149,7 +149,7 @@ impl Reader {
         Ok(given)
     }
 
-    /// What was said about a secret, or what stands in the file that was said to hold it.
+    /// Returns the value given for a secret, or the content of the file that was named for it.
     fn find_secret(&mut self, key: &'static Key, file: &'static Row<PathBuf>) -> Result<Option<Given>, Reported> {
         let (given, path) = (self.find(key), self.option(file));
         let given = given?;
@@ -180,7 +180,7 @@ impl Reader {
                 let text = self.cleaned(key, &origin, &text);
                 let parts = text.split(',').filter(|part| !part.trim().is_empty());
                 let texts: Vec<_> = parts.map(str::to_owned).collect();
-                // What is said to be something must not turn out to be nothing.
+                // A text that was given must not turn into an empty list.
                 if texts.is_empty() { vec![String::new()] } else { texts }
             }
         };
@@ -193,7 +193,7 @@ impl Reader {
         Ok(values)
     }
 
-    /// A text without what was given along with it and is no part of it. That is warned of.
+    /// Returns a text without what was given along with it and is not part of it, and warns of that.
     fn cleaned(&mut self, key: &Key, origin: &Origin, text: &str) -> String {
         let (cleaned, flaws) = match key.shown {
             Shown::Plainly => match secret::unquoted(text.trim()).filter(|_| matches!(origin, Origin::Variable(_))) {
@@ -218,14 +218,14 @@ impl Reader {
         })
     }
 
-    /// Notes what a setting is, over what was noted of it before.
+    /// Records the value of a setting, in place of any earlier one.
     fn note(&mut self, key: &'static Key, value: Option<String>, origin: Origin) {
         self.settings.retain(|setting| setting.key.name != key.name);
         self.settings.push(Setting { key, value, origin });
     }
 }
 
-/// What may be shown of a value that is right.
+/// Returns as much of a valid value as may be shown.
 fn shown(key: &Key, text: &str) -> String {
     match key.shown {
         Shown::Plainly => text.to_owned(),

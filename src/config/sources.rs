@@ -1,4 +1,4 @@
-//! Where values come from: a flag, the environment, the file, or else the default.
+//! The sources of values: a flag, the environment, the file, or else the default.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use super::{
     keys::{FILE_VARIABLE, KEYS, Key, LISTEN, LOG_FORMAT, LOG_LEVEL, did_you_mean},
 };
 
-/// What the command line says; it comes before everything else.
+/// The flags of the command line, which take precedence over everything else.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--config`: the configuration file.
@@ -26,7 +26,7 @@ pub struct Flags {
     pub log_format: Option<String>,
 }
 
-/// All that was said.
+/// Everything that was given.
 #[derive(Default)]
 pub(super) struct Sources {
     flags: Flags,
@@ -35,22 +35,22 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// What the command line and the environment say.
+    /// Takes the flags and the environment.
     pub(super) fn new(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         Self { flags: flags.clone(), variables: variables.into_iter().collect(), file: File::default() }
     }
 
-    /// A variable; an empty one counts as absent.
+    /// Returns a variable; an empty one counts as absent.
     fn variable(&self, name: &str) -> Option<&OsString> {
         self.variables.get(OsStr::new(name)).filter(|value| !value.is_empty())
     }
 
-    /// A variable that is none of this program's own, even if it is empty.
+    /// Returns a variable that is not one of this program's own, even if it is empty.
     pub(super) fn foreign_variable(&self, name: &str) -> Option<OsString> {
         self.variables.get(OsStr::new(name)).cloned()
     }
 
-    /// Adds what the file says, if one was named.
+    /// Adds the file, if one was named.
     pub(super) fn read_file(&mut self) -> Result<(), String> {
         let (path, origin) = if let Some(path) = &self.flags.config {
             (path.as_path(), Origin::Flag("--config"))
@@ -70,7 +70,7 @@ impl Sources {
         Ok(())
     }
 
-    /// What was said last about a setting, or what is wrong with that.
+    /// Returns the value of a setting from the source that takes precedence, or the problem with it.
     pub(super) fn find(&self, key: &'static Key) -> Result<Option<Given>, String> {
         let one = |text: &str, origin| Given { value: Value::One(text.to_owned()), origin };
         if let Some((flag, text)) = self.flags.find(key) {
@@ -95,12 +95,12 @@ impl Sources {
         self.variables.contains_key(OsStr::new(name))
     }
 
-    /// What is wrong with the file, even where a flag or a variable comes before it.
+    /// Returns the problems of the file, even where a flag or a variable takes precedence.
     pub(super) fn problems_of_the_file(&self) -> impl Iterator<Item = &str> {
         self.file.problems()
     }
 
-    /// Warnings of variables that look as if they were meant for this program.
+    /// Returns warnings of variables that look as if they were meant for this program.
     pub(super) fn unknown_variables(&self) -> impl Iterator<Item = String> {
         let known = || KEYS.iter().flat_map(|key| key.variables).copied().chain([FILE_VARIABLE]);
         let names = self.variables.keys().filter_map(|name| name.to_str()).filter(|name| self.variable(name).is_some());

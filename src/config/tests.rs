@@ -17,7 +17,7 @@ const POSTHOG: [(&str, &str); 3] = [
 ];
 const EXAMPLE: &str = include_str!("../../config.example.toml");
 
-/// A configuration in the making: the required settings are there until they are taken out.
+/// A configuration in the making, with the required settings until they are removed.
 struct Given {
     directory: TempDir,
     flags: Flags,
@@ -44,7 +44,7 @@ impl Given {
         self
     }
 
-    /// Writes a file and says in a variable where it is.
+    /// Writes a file and sets a variable to its path.
     fn secret_file(mut self, variable: &str, content: &str) -> Self {
         let path = self.write("secret", content);
         self.variables.push((variable.into(), path.into()));
@@ -61,7 +61,7 @@ impl Given {
         load(&self.flags, self.variables.clone()).unwrap()
     }
 
-    /// The problems, without the directory's name.
+    /// Returns the problems, without the directory's name.
     fn problems(&self) -> Vec<String> {
         let error = load(&self.flags, self.variables.clone()).unwrap_err();
         error.problems.iter().map(|problem| self.shortened(problem)).collect()
@@ -195,7 +195,7 @@ fn others_cannot_send_without_a_credential_unless_that_is_said() {
         assert_eq!(Given::new(&[("CONNECTOR_LISTEN", loopback)]).warnings(), [""; 0]);
     }
     assert_eq!(Given::new(&[open, ("CONNECTOR_MAX_BODY", "big")]).problems().len(), 2);
-    // What is wrong with the token is told, not what would follow from there being none.
+    // The wrong token is reported, and not what would follow from there being none.
     assert_eq!(Given::new(&[open, ("CONNECTOR_TOKEN", "short")]).problems().len(), 1);
 }
 

@@ -1,4 +1,4 @@
-//! From text to the only valid value, or to what would be right: the end of a sentence that starts with "must be".
+//! Parsers from text to a valid value, or to what would be right, as the end of a sentence that starts with "must be".
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 /// The least memory for undelivered events: a few of the largest must find room.
 const MIN_HELD: ByteSize = ByteSize::mib(16);
 
-/// The least room for a body: a number without a unit is of bytes, which is seldom meant.
+/// The least room for a body: a number without a unit means bytes, which is seldom intended.
 const MIN_BODY: ByteSize = ByteSize::kib(1);
 
 /// More than any machine has, and little enough for arithmetic.
@@ -24,7 +24,7 @@ const MAX_SIZE: ByteSize = ByteSize::tib(1);
 /// Longer than anything should take, and short enough for arithmetic with clocks.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Each is a task and a connection.
+/// The most attempts at once, each of which is a task and a connection.
 const MAX_CONCURRENCY: usize = 10_000;
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -58,7 +58,7 @@ pub(super) fn flag(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "true or false".to_owned())
 }
 
-/// An address and a port; `localhost` is the IPv4 loopback address.
+/// Parses an address and a port; `localhost` is the IPv4 loopback address.
 pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
     let address = match text.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}").parse(),
@@ -71,14 +71,14 @@ pub(super) fn webhook_url(text: &str) -> Result<Url, String> {
     web_url(text).ok_or_else(|| "the http or https URL from Variance > Integrations > PostHog".to_owned())
 }
 
-/// A URL that a request can go to.
+/// Parses a URL that a request can go to.
 fn web_url(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    // A URL may be longer, and its host have other characters, than a request can.
+    // A URL may be longer than a request allows, and its host may have characters that a request cannot.
     url.filter(|url| url.as_str().parse::<Uri>().is_ok())
 }
 
-/// Whether the URL's user and password, if any, were removed.
+/// Removes the user and the password from a URL. Returns true if there were any.
 pub(super) fn remove_user(url: &mut Url) -> bool {
     let has_user = !url.username().is_empty() || url.password().is_some();
     if has_user {
@@ -87,7 +87,7 @@ pub(super) fn remove_user(url: &mut Url) -> bool {
     has_user
 }
 
-/// Whether what goes to a URL stays on this machine.
+/// True if requests to a URL stay on this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -104,12 +104,12 @@ pub(super) fn authorization(text: &str) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-/// What reads itself, and knows what would be right.
+/// Parses a type that knows what would be right.
 pub(super) fn parsed<T: FromStr<Err = &'static str>>(text: &str) -> Result<T, String> {
     text.parse().map_err(str::to_owned)
 }
 
-/// A file's; whether it is there is seen when it is read.
+/// Parses a path. Whether there is a file shows when it is read.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(text.into())
 }
@@ -130,7 +130,7 @@ pub(super) fn name_pattern(text: &str) -> Result<NamePattern, String> {
     text.parse().map_err(|()| "names of events, or `prefix*` with its only `*` at the end".to_owned())
 }
 
-/// Only capture events are included by name, and none of theirs starts with `$`.
+/// Parses a pattern for `filter.include`. It applies only to capture events, whose names never start with `$`.
 pub(super) fn included_pattern(text: &str) -> Result<NamePattern, String> {
     let pattern = text.parse().ok().filter(|pattern: &NamePattern| !pattern.is_internal());
     pattern.ok_or_else(|| {
@@ -138,7 +138,7 @@ pub(super) fn included_pattern(text: &str) -> Result<NamePattern, String> {
     })
 }
 
-/// All others are forwarded anyway.
+/// Parses a pattern for names that start with `$`, since all others are forwarded anyway.
 pub(super) fn property_pattern(text: &str) -> Result<NamePattern, String> {
     let pattern = text.parse().ok().filter(NamePattern::is_internal);
     pattern.ok_or_else(|| {
@@ -174,7 +174,7 @@ pub(super) fn api_key(text: &str) -> Result<Secret, String> {
     is_usable.then(|| Secret::new(text)).ok_or_else(|| "a personal API key of PostHog, such as `phx_…`".to_owned())
 }
 
-/// Any text but none.
+/// Parses any text that is not empty.
 pub(super) fn text(text: &str) -> Result<String, String> {
     match text {
         "" => Err("some text, or left out".to_owned()),
@@ -182,7 +182,8 @@ pub(super) fn text(text: &str) -> Result<String, String> {
     }
 }
 
-/// A webhook URL's host, and of what follows it no more than of a credential: who knows a webhook's path may post to it.
+/// Returns the host of a webhook URL, and as little of the rest as of a credential: whoever knows a webhook's path may
+/// post to it.
 pub(super) fn url_without_secrets(text: &str) -> String {
     let Ok(mut url) = webhook_url(text) else { return String::new() };
     url.set_fragment(None);
@@ -193,7 +194,7 @@ pub(super) fn url_without_secrets(text: &str) -> String {
     }
 }
 
-/// What is seen of a wrong URL without showing any of it, as the end of a sentence.
+/// Describes a wrong URL without showing any of it, as the end of a sentence.
 pub(super) fn described_url(text: &str) -> String {
     let start = text.to_ascii_lowercase();
     match start.starts_with("http://") || start.starts_with("https://") {
@@ -202,7 +203,7 @@ pub(super) fn described_url(text: &str) -> String {
     }
 }
 
-/// A credential's length, and its end if it is long enough to spare it.
+/// Returns a credential's length, and its end if the credential is long enough to spare it.
 pub(super) fn masked(secret: &str) -> String {
     let length = secret.chars().count();
     match secret.char_indices().rev().nth(1) {
@@ -256,7 +257,7 @@ mod tests {
         for wrong in ["", "variance.example/hook", "localhost:80", "ftp://variance.example", "https://", "mailto:a@b"] {
             assert!(webhook_url(wrong).is_err(), "{wrong}");
         }
-        // They parse, but no request can be made to them.
+        // They parse, but no request can go to them.
         for wrong in ["https://<variance>/hook", "https://{variance}/hook", "https://variance\"/hook", "https://a`b/"] {
             assert!(webhook_url(wrong).is_err(), "{wrong}");
         }

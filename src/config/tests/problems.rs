@@ -1,4 +1,4 @@
-//! What is told of a configuration that is wrong.
+//! Tests of the messages about a configuration that is wrong.
 
 use proptest::{prelude::*, sample::select};
 
@@ -288,7 +288,7 @@ proptest! {
                 format!("{error} {error:?}")
             }
         };
-        // A setting that is no secret is shown, and nobody could tell that it holds one.
+        // A setting that is not a secret is shown, and nobody could know that it holds one.
         let is_secret = |name: &str| ["authorization", "token", "signing_secret"].iter().any(|last| name.ends_with(last));
         let in_file = lines.iter().map(|(name, value, _)| (*name, &**value));
         let mut all = variables.iter().copied().chain(in_file);
@@ -301,7 +301,7 @@ fn names() -> Vec<&'static str> {
     KEYS.iter().map(|key| key.name).collect()
 }
 
-/// Those that name no file: what is in one is no part of this.
+/// Returns the variables that do not name a file, since the contents of files are not tested here.
 fn variables() -> Vec<&'static str> {
     KEYS.iter().flat_map(|key| key.variables).copied().filter(|name| !name.ends_with("_FILE")).collect()
 }

@@ -1,4 +1,4 @@
-//! Where secrets come from, and that they go nowhere else.
+//! Tests of where secrets are read from, and that they go nowhere else.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The command line: a file for each command, and what its result means to the shell.
+//! The command line: a file for each command, and the exit codes.
 
 use std::{
     ffi::OsString,
@@ -26,10 +26,10 @@ mod preview;
 mod serve;
 mod status;
 
-/// Bad usage or configuration (`EX_USAGE` of sysexits.h).
+/// The exit code for bad usage or configuration (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 
-/// The command did not succeed, and has said why.
+/// The error of a command that has already said why it failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the command did not succeed")]
 struct Failed;
@@ -70,7 +70,7 @@ enum Command {
     Completions(completions::Args),
 }
 
-/// Does what the arguments say, in this environment. Results go to standard output, errors to standard error.
+/// Runs what the arguments say, in this environment. Results go to standard output, errors to standard error.
 pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -78,7 +78,7 @@ pub fn run(
     let Cli { command, serve } = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // There is nobody left to tell if this fails.
+            // If this fails, nobody is left to read an error.
             drop(error.print());
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
@@ -101,28 +101,28 @@ pub fn run(
     }
 }
 
-/// A whole number of at least one, or a sentence that says what would be right.
+/// Parses a whole number of at least one, or returns a sentence that says what would be right.
 fn at_least_one(text: &str) -> Result<NonZeroU32, String> {
     text.parse().map_err(|_| format!("it must be a whole number from 1 to {}", u32::MAX))
 }
 
-/// A whole number, or a sentence that says what would be right.
+/// Parses a whole number, or returns a sentence that says what would be right.
 fn whole_number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "it must be a whole number, such as 0 or 1000".to_owned())
 }
 
-/// Whether whoever read our output has read enough, as `head` has.
+/// True if the reader of our output has read enough, as `head` does.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The runtime of every command: one thread. The work of an event is mostly the kernel's, and a second thread would cost
-/// more in waking each other up than it would take over.
+/// Creates the runtime of every command, which has one thread. Most of the work for an event is the kernel's, and
+/// waking a second thread would cost more than it would take over.
 fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("the runtime did not start")
 }
 
-/// Writes a line for people to standard error. That nobody reads it is no fault of the command.
+/// Writes a line for people to standard error. The command does not fail if nobody reads it.
 fn tell(line: fmt::Arguments<'_>) {
     drop(writeln!(io::stderr(), "{line}"));
 }

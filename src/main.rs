@@ -1,4 +1,4 @@
-//! The program: names the TLS provider once, and does what the command line says.
+//! The program: installs the TLS provider and runs the command line.
 
 use std::{env, process::ExitCode};
 

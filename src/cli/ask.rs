@@ -1,4 +1,4 @@
-//! How commands ask the running service: its address, and one request.
+//! Requests of commands to the running service, and its address.
 
 use std::{
     ffi::OsString,
@@ -12,7 +12,7 @@ use reqwest::{Client, StatusCode};
 
 use crate::config::{self, Flags};
 
-/// How long the service may take to answer.
+/// The longest that the service may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The name that stands for the service's addresses in a URL.
@@ -37,7 +37,7 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// The service that listens where the configuration says.
+    /// Finds the service that listens where the configuration says.
     pub(super) fn find(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<Self> {
         let Args { config, listen } = args;
         let flags = Flags { config, listen, ..Flags::default() };
@@ -52,7 +52,7 @@ impl Service {
         Ok(Self { address: addresses[0], client })
     }
 
-    /// What it answers on a path.
+    /// Returns the service's answer on a path.
     pub(super) async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
         let reply = async {
             let reply = self.client.get(format!("http://{NAME}:{}{path}", self.address.port())).send().await?;
@@ -62,8 +62,8 @@ impl Service {
     }
 }
 
-/// The addresses to try for what listens there: an unspecified one means all of this machine's. Where IPv6 is switched off, what
-/// listens on `[::]` is reached by IPv4 alone.
+/// Returns the addresses to try: an unspecified one means all of this machine's. Where IPv6 is switched off, a service
+/// that listens on `[::]` is reached by IPv4 alone.
 fn within_reach(listen: SocketAddr) -> Vec<SocketAddr> {
     let by = |ip| SocketAddr::new(ip, listen.port());
     let (v4, v6) = (by(Ipv4Addr::LOCALHOST.into()), by(Ipv6Addr::LOCALHOST.into()));

@@ -1,5 +1,5 @@
-//! `backfill`: forwards the events of exported files, or those that PostHog still has, on the service's own way: its decoder,
-//! mapping and outbox.
+//! `backfill`: forwards the events of exported files, or those that PostHog still has, through the service's own
+//! decoder, mapping and outbox.
 //!
 //! A thread reads and maps, the runtime posts. Between them there is a budget of memory, so that neither the size of a
 //! file nor that of its events matters.
@@ -59,7 +59,7 @@ mod resume;
 mod sender;
 mod times;
 
-/// How many events are in the outbox at once, at least.
+/// The least size of the window of events in the outbox.
 const MIN_WINDOW: usize = 256;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -102,7 +102,7 @@ pub(super) struct Args {
     quiet: bool,
 }
 
-/// Forwards everything and tells what became of it. Fails if any of it did.
+/// Forwards everything and reports what became of it. Fails if any of it failed.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
     let flags = Flags { config: args.config.clone(), ..Flags::default() };
     let variables: Vec<_> = variables.into_iter().collect();
@@ -132,7 +132,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     super::runtime()?.block_on(forward(args, posthog, forwarding.config))
 }
 
-/// What is wrong with the arguments together.
+/// Returns what is wrong with the combination of arguments.
 fn problem(args: &Args, now: Timestamp) -> Option<String> {
     let Args { from_posthog, ingested, lost, after, since, until, .. } = args;
     match (since, until) {
@@ -155,7 +155,7 @@ fn problem(args: &Args, now: Timestamp) -> Option<String> {
     }
 }
 
-/// What is to be read from PostHog; nothing if a log names nothing as lost.
+/// Returns the events to read from PostHog, or `None` if a log names no event as lost.
 fn task(args: &Args) -> anyhow::Result<Option<Task>> {
     let Args { ingested, lost, after, since, until, skip, quiet, .. } = args;
     Ok(Some(match lost {
@@ -220,7 +220,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     let concurrency = outbox.concurrency;
     let (url, timeout) = (destination.webhook_url.clone(), destination.attempt_timeout);
     let destination = Destination::new(destination);
-    // A file can wait for as long as Variance is away.
+    // The source keeps the events, so they can wait for as long as Variance is away.
     let outbox = OutboxSettings { abandon: false, ..outbox };
     let outbox = Outbox::start(outbox, destination, Metrics::new());
     let resume = match &posthog {
@@ -276,7 +276,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     };
     let mut stopped = sender.send(&stop.asked).await;
     outbox.close().await;
-    // If it was interrupted, the thread may wait for input that never comes; the process ends without it.
+    // After an interruption, the thread may wait for input that never comes; the process ends without it.
     if let Stopped::AtTheEnd = stopped
         && !reading.join().expect("the reader does not panic")
     {
@@ -288,7 +288,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
         let took = Duration::from_millis(u64::try_from(progress.elapsed().as_millis()).unwrap_or(u64::MAX));
         let (took, rate) = (humantime::format_duration(took), HumanCount(progress.rate()));
         let told = writeln!(io::stdout(), "{counts}\nIt took {took} ({rate} events per second).");
-        // If nobody listens any more, the exit code still tells.
+        // If nobody reads the output, the exit code still says how it went.
         drop(told);
     }
     if let Stopped::Early(resume) = &stopped {
@@ -300,7 +300,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     }
 }
 
-/// Whether two paths lead to one file.
+/// True if two paths lead to the same file.
 fn is_same(path: &Path, other: &Path) -> bool {
     let real = path.canonicalize();
     real.is_ok_and(|real| other.canonicalize().is_ok_and(|other| other == real))

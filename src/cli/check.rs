@@ -1,4 +1,4 @@
-//! `check`: what the configuration is, and whether Variance takes an event with it.
+//! `check`: prints the configuration, and tries whether Variance takes an event with it.
 
 use std::{
     ffi::OsString,
@@ -59,19 +59,19 @@ enum Format {
     Json,
 }
 
-/// All that there is to say. In JSON, its fields are what programs rely on.
+/// Everything that the command prints. In JSON, programs rely on its fields.
 #[derive(Default, Serialize)]
 struct Report {
     settings: Vec<Line>,
     warnings: Vec<String>,
     problems: Vec<String>,
-    /// What came of the test event, if there was to be one.
+    /// The result of the test event, if one was asked for.
     send: Option<Answer>,
-    /// What came of the query, if there was to be one.
+    /// The result of the query, if one was asked for.
     posthog: Option<QueryAnswer>,
 }
 
-/// Whether PostHog answers queries.
+/// The result of a query to PostHog.
 #[derive(Serialize)]
 struct QueryAnswer {
     works: bool,
@@ -101,7 +101,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
                 Some(asked.config)
             }
             Err(error) if posthog => return Err(error),
-            // Without any of them, nothing is meant to be fetched.
+            // There are fewer problems than settings, so some are given and fetching seems intended.
             Err(error) if error.problems.len() < 3 => {
                 loaded.warnings.extend(error.problems);
                 None
@@ -181,7 +181,7 @@ async fn send_test(config: Config) -> anyhow::Result<Answer> {
     Ok(answer)
 }
 
-/// A PostHog event that nobody can take for a real one, on the way that all events go.
+/// Makes a PostHog event that nobody can take for a real one, and maps it as all events are mapped.
 fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message {
     let event = json!({
         "event": TEST_EVENT,
@@ -190,7 +190,8 @@ fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message 
         "timestamp": humantime::format_rfc3339_millis(now).to_string(),
         "properties": {"test": true, "sent_by": "variance-connector check --send"},
     });
-    // Named one by one, so that a setting that could filter the event does not compile before it is judged here.
+    // The fields are named one by one, so that a new setting that could filter the event does not compile until it is
+    // considered here.
     let MappingSettings {
         format,
         calls: _,

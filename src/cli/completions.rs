@@ -1,4 +1,4 @@
-//! `completions`: what a shell needs to complete the commands.
+//! `completions`: prints the completions for a shell.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,6 @@ pub(super) struct Args {
     shell: Shell,
 }
 
-/// Prints the completions.
 pub(super) fn run(Args { shell }: Args) -> anyhow::Result<()> {
     let mut script = Vec::new();
     generate(shell, &mut Cli::command(), "variance-connector", &mut script);

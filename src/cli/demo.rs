@@ -1,4 +1,4 @@
-//! `demo`: the whole way on one machine, with nothing to configure.
+//! `demo`: the whole way of an event on one machine, with nothing to configure.
 //!
 //! A stand-in for Variance listens on a free port, the real service runs in front of it, and sample traffic goes through
 //! over HTTP, just as PostHog would send it.
@@ -37,17 +37,17 @@ use crate::{
     service::{Service, ServiceSettings},
 };
 
-/// The credential of the stand-in, and the token that a sender must present. Both are worth nothing elsewhere.
+/// The credential of the stand-in, and the token that a sender must present. Both are worthless elsewhere.
 const AUTHORIZATION: &str = "Bearer demo-variance-credential";
 const TOKEN: &str = "demo-sender-token";
 
-/// When the sender is told that Variance does not have an event: sooner than usual, for those who watch.
+/// The time after which the sender learns that Variance does not have an event: sooner than usual, for those who watch.
 const WEBHOOK_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The longest that the next probe takes to come, with much room.
+/// The longest that the next probe takes to come, with plenty of room.
 const HELD_ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
-/// The counts of a reply, in its order.
+/// The counts of a reply, in their order there.
 const COUNTS: [&str; 6] = ["received", "delivered", "filtered", "refused", "invalid", "held"];
 type Counts = [u64; COUNTS.len()];
 
@@ -56,9 +56,9 @@ type Counts = [u64; COUNTS.len()];
 struct Sample {
     what: String,
     path: String,
-    /// Type and id of the calls that must arrive.
+    /// The type and id of each call that must arrive.
     arrives: Vec<String>,
-    /// Whether Variance is down until the sender has its reply.
+    /// True if Variance is down until the sender has its reply.
     #[serde(default)]
     outage: bool,
     body: Box<RawValue>,
@@ -71,7 +71,7 @@ pub(super) struct Args {
     keep_running: bool,
 }
 
-/// Runs the demonstration. Fails if anything else arrives than should.
+/// Runs the demonstration. Fails if anything arrives that should not, or does not that should.
 pub(super) fn run(Args { keep_running }: Args) -> anyhow::Result<()> {
     super::runtime()?.block_on(demonstrate(keep_running))
 }
@@ -145,8 +145,8 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A server that takes every call with the right credential, as Variance does, unless it is down. It ends with the
-/// runtime.
+/// Starts a server that takes every call with the right credential, as Variance does, unless it is down. It ends with
+/// the runtime.
 async fn stand_in(calls: mpsc::UnboundedSender<Bytes>, is_down: Arc<AtomicBool>) -> anyhow::Result<SocketAddr> {
     let take = post(async move |headers: HeaderMap, body: Bytes| {
         if is_down.load(Ordering::Relaxed) {
@@ -155,7 +155,7 @@ async fn stand_in(calls: mpsc::UnboundedSender<Bytes>, is_down: Arc<AtomicBool>)
         if headers.get(header::AUTHORIZATION).is_none_or(|value| value != AUTHORIZATION) {
             return StatusCode::UNAUTHORIZED;
         }
-        // When nobody looks any more, there is nothing to tell.
+        // Once nobody looks any longer, the call need not be shown.
         drop(calls.send(body));
         StatusCode::OK
     });
@@ -166,7 +166,7 @@ async fn stand_in(calls: mpsc::UnboundedSender<Bytes>, is_down: Arc<AtomicBool>)
     Ok(address)
 }
 
-/// What `serve` would read from its configuration.
+/// Returns the settings that `serve` would read from its configuration.
 fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
     let mut authorization = HeaderValue::from_static(AUTHORIZATION);
     authorization.set_sensitive(true);
@@ -206,7 +206,7 @@ fn show_call(out: &mut impl Write, call: &[u8]) -> anyhow::Result<String> {
     Ok(format!("{} {}", text("type"), text("messageId")))
 }
 
-/// Prints why the other events of a body did not arrive: filtered by the very rule that the service goes by, or named as a
+/// Prints why the other events of a body did not arrive: filtered by the same rules as in the service, or named as a
 /// problem in its reply.
 fn show_rest(out: &mut impl Write, text: &str, mapping: &MappingSettings, reply: &Value) -> anyhow::Result<()> {
     let filtered = Body::parse(text, |element| {
@@ -224,7 +224,7 @@ fn show_rest(out: &mut impl Write, text: &str, mapping: &MappingSettings, reply:
     Ok(())
 }
 
-/// Prints what the replies said in all, and what arrived. Fails if they do not add up.
+/// Prints the sum of the replies, and how many calls arrived. Fails if they do not add up.
 fn show_total(out: &mut impl Write, total: Counts, arrived: u64) -> anyhow::Result<()> {
     let [received, delivered, filtered, _, invalid, held] = total;
     writeln!(
@@ -232,7 +232,7 @@ fn show_total(out: &mut impl Write, total: Counts, arrived: u64) -> anyhow::Resu
         "\n{received} events received = {delivered} delivered + {filtered} filtered + {invalid} invalid + {held} held, \
          which was delivered without being sent again.\n{arrived} calls arrived at Variance, each once."
     )?;
-    // The event that was held is among the delivered too: its re-send was told so.
+    // The held event is counted as delivered too, since its re-send was answered that way.
     ensure!(received == delivered + filtered + invalid + held, "the counts do not add up");
     ensure!(arrived == delivered, "{arrived} calls arrived, but {delivered} were said to be delivered");
     Ok(())

@@ -1,4 +1,4 @@
-//! `healthcheck`: asks the running service, for images without a tool that could.
+//! `healthcheck`: asks the running service whether it is alive, for images without another tool that could.
 
 use std::ffi::OsString;
 

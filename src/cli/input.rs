@@ -1,8 +1,9 @@
-//! What `preview` and `backfill` read: JSON Lines from files and standard input, each line through the service's own
+//! The input of `preview` and `backfill`: JSON Lines from files and standard input, each line through the service's own
 //! decoder.
 //!
-//! A first line that does not close begins a document over several lines, which is read whole. A problem costs as little
-//! as it can: a line that is no JSON costs that line, a file that cannot be read that file. Each is told with its place.
+//! A first line that does not close begins a document over several lines, which is read whole. A problem costs as
+//! little as possible: a line that is not JSON costs that line, a file that cannot be read costs that file. Each
+//! problem is reported with its place.
 
 use std::{
     fmt,
@@ -20,10 +21,10 @@ use crate::{
 
 mod unpack;
 
-/// The most bytes of a line, and of a document over several lines: what the service takes by default.
+/// The most bytes of a line, and of a document over several lines: the default limit of the service.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
-/// How much memory is kept from one line to the next.
+/// The memory that is kept from one line to the next.
 const KEPT: usize = 1 << 20;
 
 /// A file, or standard input.
@@ -33,41 +34,41 @@ pub(super) struct Source {
     name: String,
 }
 
-/// The bytes that have been read.
+/// The number of bytes that have been read.
 pub(super) type Position = Arc<AtomicU64>;
 
-/// Where an event stands.
+/// The place of an event.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     source: &'a str,
     line: u64,
-    /// In the array or batch that it is an element of.
+    /// The position in its array or batch, if it is an element of one.
     index: Option<usize>,
 }
 
-/// What is found in the sources.
+/// An item of a source.
 #[derive(Debug)]
 pub(super) enum Item<'a> {
     /// An event.
     Event(Place<'a>, &'a Event<'a>, Original<'a>),
-    /// What should have been one.
+    /// Something that should have been an event.
     Invalid(Place<'a>, Reason, Original<'a>),
-    /// A source that could not be read, or not to its end, and why.
+    /// A source that cannot be read at all, or not to its end, and the reason.
     Unreadable(String),
-    /// Something that is no event, and should not be.
+    /// Something that is not an event, and is not meant to be one.
     Note(String),
 }
 
-/// Why something is no event.
+/// The reason why something is not an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reason {
-    /// The same for all that is wrong in the same way.
+    /// The kind of problem, the same for all that is wrong in the same way.
     pub(super) kind: String,
-    /// What is wrong with this one, or nothing.
+    /// Details of this case, or nothing.
     pub(super) detail: String,
 }
 
-/// What stands in the source.
+/// The text in the source.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Original<'a> {
     bytes: &'a [u8],
@@ -75,7 +76,7 @@ pub(super) struct Original<'a> {
 }
 
 impl Source {
-    /// The source that an argument names; `-` is standard input.
+    /// Returns the source that an argument names; `-` is standard input.
     pub(super) fn new(path: &PathBuf) -> Self {
         match path == Path::new("-") {
             true => Self { path: None, name: "standard input".to_owned() },
@@ -83,18 +84,18 @@ impl Source {
         }
     }
 
-    /// Whether reading it waits for somebody to type.
+    /// True if reading waits for somebody to type.
     pub(super) fn is_terminal(&self) -> bool {
         self.path.is_none() && io::stdin().is_terminal()
     }
 
-    /// Its size in bytes, if that is known beforehand.
+    /// The size in bytes, if it is known beforehand.
     pub(super) fn len(&self) -> Option<u64> {
         let metadata = self.path.as_ref()?.metadata().ok()?;
         metadata.is_file().then_some(metadata.len())
     }
 
-    /// Hands everything in it to `take`.
+    /// Passes everything in the source to `take`.
     pub(super) fn read(
         &self,
         position: &Position,
@@ -115,7 +116,7 @@ impl Source {
     }
 }
 
-/// One source on its way.
+/// A source that is being read.
 struct Reading<'r> {
     source: &'r str,
     take: &'r mut dyn FnMut(Item<'_>) -> anyhow::Result<()>,
@@ -155,7 +156,7 @@ impl<'r> Reading<'r> {
         }
     }
 
-    /// A line, or a document.
+    /// Passes on the events of a line or document.
     fn text(&mut self, place: Place<'r>, bytes: &[u8], is_document: bool) -> anyhow::Result<()> {
         let bytes = without_mark(bytes).trim_ascii();
         let body = match std::str::from_utf8(bytes) {
@@ -205,7 +206,7 @@ impl<'r> Reading<'r> {
     }
 }
 
-/// Each line may have a mark: files that begin with one may have been concatenated.
+/// Removes a byte order mark. Any line may have one, since files that begin with one may have been concatenated.
 fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
@@ -214,25 +215,25 @@ fn is_blank(text: &[u8]) -> bool {
     without_mark(text).trim_ascii().is_empty()
 }
 
-/// Whether a line is the beginning of JSON that goes on after it. No line ends within a string.
+/// True if a line is the beginning of JSON that continues after it. No line ends within a string.
 fn is_open(line: &[u8]) -> bool {
     let text = std::str::from_utf8(without_mark(line));
     text.is_ok_and(|text| Scanner::new(text).value().is_err_and(|error| error.offset == text.len()))
 }
 
-/// Whether this is the `…_manifest.json` that PostHog leaves beside exported files.
+/// True for the `…_manifest.json` that PostHog leaves beside exported files.
 fn is_manifest(element: Raw<'_>) -> bool {
     posthog::member(element, "files").is_some_and(|files| files.as_str().starts_with('['))
 }
 
 impl<'a> Original<'a> {
-    /// A line that is read nowhere else.
+    /// Returns the original of a line that is not an element of anything.
     pub(super) fn line(line: &'a str) -> Self {
         Self { bytes: line.as_bytes(), sent_at: None }
     }
 
-    /// A line that means the same by itself, without the newline at its end. Newlines within it are white space of JSON,
-    /// and become spaces.
+    /// Returns a line that means the same by itself, without a newline at its end. Newlines within are white space of
+    /// JSON, and become spaces.
     pub(super) fn to_line(self) -> Vec<u8> {
         let (before, after) = match self.sent_at {
             Some(sent_at) => (format!("{{\"sent_at\":{},\"batch\":[", sent_at.as_str()), "]}"),

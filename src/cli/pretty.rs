@@ -1,4 +1,4 @@
-//! JSON over several lines, with every value as it was: a parser would round numbers and refuse half characters.
+//! JSON over several lines, with every value as it was: a parser would round numbers and reject lone surrogates.
 
 use std::io::{self, Write};
 
@@ -34,7 +34,7 @@ pub(super) fn indent(json: &[u8], out: &mut impl Write) -> io::Result<()> {
 }
 
 fn new_line(depth: usize, out: &mut impl Write) -> io::Result<()> {
-    /// Deeper than this nobody reads, and white space would grow with the square of the depth.
+    /// Nobody reads deeper than this, and white space would grow with the square of the depth.
     const DEEPEST: usize = 32;
     write!(out, "\n{:1$}", "", 2 * depth.min(DEEPEST))
 }

@@ -1,4 +1,4 @@
-//! `preview`: what would be posted, and what would not and why. Nothing is sent.
+//! `preview`: prints what would be posted, and what would not and why. Nothing is sent.
 
 use std::{
     ffi::OsString,
@@ -36,7 +36,7 @@ pub(super) struct Args {
     quiet: bool,
 }
 
-/// Prints the bodies, and a table of what there was. Fails if something cannot be read.
+/// Prints the bodies, and a table of the events. Fails if something cannot be read.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
     let Args { files, config, pretty, quiet } = args;
     let mapping = config::mapping_alone(&Flags { config, ..Flags::default() }, variables)?;
@@ -81,7 +81,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     }
     out.flush()?;
     if !quiet {
-        // That nobody reads it is no fault of the command.
+        // The command does not fail if nobody reads the table.
         drop(write!(io::stderr(), "{tally}"));
     }
     if unreadable > 0 { Err(Failed.into()) } else { Ok(()) }

@@ -1,4 +1,4 @@
-//! `serve`: the service itself.
+//! `serve`: runs the service.
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
@@ -33,7 +33,7 @@ pub(super) struct Args {
     pub(super) log_format: Option<String>,
 }
 
-/// Runs the service until it is told to stop.
+/// Runs the service until it is asked to stop.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
     let (flags, variables) = (Flags::from(args), variables.into_iter().collect::<Vec<_>>());
     let loaded = config::load(&flags, variables.iter().cloned())?;
@@ -68,7 +68,8 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     })
 }
 
-/// Containers often start with a limit below what the server and the outbox may have open together.
+/// Raises the limit of open files. Containers often start with one below what the server and the outbox may need
+/// together.
 fn raise_descriptor_limit(concurrency: usize) {
     const OTHERS: usize = 64;
     let wanted = (server::MAX_CONNECTIONS + concurrency + OTHERS) as u64;
@@ -79,7 +80,7 @@ fn raise_descriptor_limit(concurrency: usize) {
     }
 }
 
-/// The first line of the log: what runs here.
+/// Logs the first line, which says what runs here.
 fn announce(service: &service::ServiceSettings, address: SocketAddr) {
     let service::ServiceSettings { server: _, auth, mapping, destination, outbox: _ } = service;
     let calls: Vec<_> = mapping.calls.iter().map(|call| call.name()).collect();

@@ -1,6 +1,6 @@
-//! `status`: asks the running service how it is, and says it for people.
+//! `status`: shows the state of the running service to people.
 //!
-//! What it says is what `/readyz` and `/metrics` know. Rates come from two looks at the same counters.
+//! It shows what `/readyz` and `/metrics` report. Rates come from two looks at the same counters.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ mod screen;
 /// The time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many looks rates are taken over with `--watch`.
+/// The number of looks over which `--watch` takes rates.
 const LOOKS: usize = 11;
 
 #[derive(Debug, clap::Args)]
@@ -47,7 +47,7 @@ enum Format {
     Json,
 }
 
-/// Prints how the service is. Fails if it does not answer at first.
+/// Prints the state of the service. Fails if it does not answer at first.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
     let Args { service, watch, format } = args;
     let service = Service::find(service, variables)?;
@@ -70,7 +70,8 @@ async fn once(service: &Service, format: Format) -> anyhow::Result<()> {
     Ok(io::stdout().write_all(text.as_bytes())?)
 }
 
-/// A service that does not answer for a while, as when it starts again, is said to, and asked again.
+/// Prints the state again and again. If the service does not answer for a while, as during a restart, it says so and
+/// goes on asking.
 async fn always(service: &Service, format: Format) -> anyhow::Result<()> {
     let paints = format == Format::Text && io::stdout().is_terminal();
     let mut looks = VecDeque::from([look::look(service).await?]);
@@ -114,7 +115,7 @@ fn json(report: &Report) -> String {
     serde_json::to_string(report).expect("its keys are strings") + "\n"
 }
 
-/// On a terminal, without `NO_COLOR`.
+/// True on a terminal without `NO_COLOR`.
 fn is_colourful() -> bool {
     io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

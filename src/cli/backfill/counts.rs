@@ -1,4 +1,4 @@
-//! What became of the events so far.
+//! Counts of events by what became of them.
 
 use std::{
     fmt,
@@ -7,7 +7,7 @@ use std::{
 
 use indicatif::HumanCount;
 
-/// What can become of an event.
+/// The ways in which an event can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Delivered,
@@ -33,13 +33,13 @@ impl End {
         }
     }
 
-    /// Whether it is told of even if there was none.
+    /// True for an end that is reported even if its count is zero.
     fn is_usual(self) -> bool {
         !matches!(self, Self::OutsideOfTimes | Self::Undelivered)
     }
 }
 
-/// The counts. Each event is in one of them, so that they add up at any time.
+/// The counts. Each event is in exactly one of them, so that they add up at any time.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     ends: [AtomicU64; End::ALL.len()],
@@ -52,12 +52,12 @@ impl Counts {
         self.ends[end as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts what was read and is to be sent.
+    /// Counts an event that was read and is to be sent.
     pub(super) fn add_queued(&self) {
         self.queued.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How much of what was read has ended, from 0 to 1.
+    /// The part of the events read so far that has ended, from 0 to 1.
     pub(super) fn part_ended(&self) -> f64 {
         let [sent, passed_over] =
             [[End::Delivered, End::Refused, End::Invalid].as_slice(), &[End::Filtered, End::OutsideOfTimes]]
@@ -66,17 +66,17 @@ impl Counts {
         (sent + passed_over) as f64 / read.max(1) as f64
     }
 
-    /// Events that have ended.
+    /// The number of events that have ended.
     pub(super) fn ended(&self) -> u64 {
         self.read() - self.of(End::Undelivered)
     }
 
-    /// Counts a source that cannot be read, or not to its end.
+    /// Counts a source that cannot be read at all, or not to its end.
     pub(super) fn add_unreadable(&self) {
         self.unreadable.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All events.
+    /// The number of all events that are counted.
     pub(super) fn read(&self) -> u64 {
         End::ALL.iter().map(|end| self.of(*end)).sum()
     }
@@ -86,7 +86,7 @@ impl Counts {
         failed || self.unreadable.load(Ordering::Relaxed) > 0
     }
 
-    /// What matters on the way.
+    /// The counts that matter on the way, as text.
     pub(super) fn brief(&self) -> String {
         [End::Delivered, End::Refused, End::Invalid].map(|end| self.told(end)).join(", ")
     }

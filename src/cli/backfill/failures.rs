@@ -1,4 +1,4 @@
-//! What Variance will not get: its reason for people, its original for the next try.
+//! Events that Variance will not get: the reason for people, the original for the next try.
 
 use std::{fmt::Display, fs::File, io::Write, path::Path};
 
@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{progress::Progress, reader::Work};
 
-/// Where failures go.
+/// The place where failures go.
 #[derive(Debug)]
 pub(super) struct Failures {
     file: Option<File>,
@@ -14,7 +14,7 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// Appends to the file, if there is to be one: what stands in it already is not lost.
+    /// Opens the file, if one is wanted, to append to it, so that its earlier contents are not lost.
     pub(super) fn open(path: Option<&Path>, progress: Progress) -> anyhow::Result<Self> {
         let file = path.map(|path| {
             let file = File::options().append(true).create(true).open(path);
@@ -23,7 +23,7 @@ impl Failures {
         Ok(Self { file: file.transpose()?, progress })
     }
 
-    /// Notes what has failed, and why.
+    /// Records an event that has failed, and the reason.
     pub(super) fn add(&mut self, work: Work, reason: &dyn Display) -> anyhow::Result<()> {
         let Work { place, original: mut line, .. } = work;
         self.progress.say(&format!("{place}: {reason}"));

@@ -43,41 +43,41 @@ mod lost;
 mod pages;
 mod row;
 
-/// How close to now it reads unless it is told to: events can arrive late.
+/// The distance from now at which reading stops by default: events can arrive late.
 pub(super) const MARGIN: Duration = Duration::from_secs(15 * 60);
 
-/// How long a PostHog that has not answered yet may be away.
+/// The longest that a PostHog that has not answered yet may be away.
 const PATIENCE_AT_THE_START: Duration = Duration::from_secs(30);
 
-/// The pauses between queries that fail.
+/// The pauses after queries that fail.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// After so many failures in a row of queries that cannot ask for less, it ends.
+/// The most failures in a row of queries that cannot ask for less.
 const MAX_HOPELESS: u32 = 10;
 
-/// How many events are remembered at most, so that reading a day again sends none twice.
+/// The most events that are remembered, so that reading a day again sends none twice.
 const MAX_SEEN: usize = 1_500_000;
 
-/// How often a day that has grown is read again.
+/// The number of times that a day that has grown is read again.
 const MAX_ROUNDS: usize = 3;
 
-/// How many ids of a log are asked for at once.
+/// The most ids of a log in one query.
 const IDS_AT_ONCE: usize = 200;
 
-/// How far before the first line that names a lost event, and how far after the last, it may have happened. Each is tried
-/// in turn until all are found.
+/// Days before the first line that names a lost event, and after the last, in which the event may have happened. Each
+/// pair is tried in turn until all events are found.
 const AROUND_LOG: [(i64, i64); 4] = [(1, 1), (8, 1), (60, 2), (730, 365)];
 
-/// What is to be read.
+/// The events to read.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// Everything of a time, behind an event of it if there is one.
+    /// All events of a time, or those after an event of that time.
     Time { span: (Timestamp, Timestamp), after: Option<Uuid>, ingested: bool },
-    /// What a log names, but for the first of it.
+    /// The events that a log names, without the first few.
     Lost { lost: Lost, skip: u64 },
 }
 
-/// Why reading has ended before its end.
+/// The reason why reading stopped early.
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error(transparent)]
@@ -86,7 +86,7 @@ enum End {
     GiveUp(String),
 }
 
-/// A query was too much for PostHog, or reading has ended.
+/// A failed query: it was too much for PostHog, or reading has ended.
 enum Failed {
     TooMuch(String),
     End(End),
@@ -96,7 +96,7 @@ enum Failed {
 #[derive(Debug, Default)]
 struct Day {
     read: u64,
-    /// Which events they were, while there is memory for it.
+    /// Fingerprints of the events that were read, while there is memory for them.
     seen: Option<HashSet<u64>>,
 }
 
@@ -106,11 +106,11 @@ pub(super) struct FromPosthog {
     start: Instant,
     has_answered: bool,
     failures: u32,
-    /// How many failures in a row could not have asked for less.
+    /// The number of failures in a row of queries that could not have asked for less.
     hopeless: u32,
     queries: u64,
     days: BTreeMap<Date, Day>,
-    /// How many events are remembered.
+    /// The number of events that are remembered.
     seen: usize,
     hasher: RandomState,
     total: Arc<AtomicU64>,
@@ -140,7 +140,7 @@ impl FromPosthog {
         }
     }
 
-    /// Reads until everything is read, or nobody takes it any more. False if it has given up, and said why.
+    /// Reads until there is no more, or until nobody takes it. Returns false if it gave up, and has said why.
     pub(super) fn read(mut self, task: Task) -> bool {
         let read = match task {
             Task::Time { span: (from, until), after, ingested } => {
@@ -186,7 +186,7 @@ impl FromPosthog {
         self.read_grown_days(&selection, span, after.as_ref())
     }
 
-    /// Compares what was read with PostHog's own counts, and reads again what has grown.
+    /// Compares what was read with PostHog's own counts, and reads days that have grown again.
     fn read_grown_days(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<(), End> {
         for round in 0..=MAX_ROUNDS {
             let counts = self.count(selection, span, after)?;
@@ -252,7 +252,7 @@ impl FromPosthog {
         Ok(())
     }
 
-    /// Between which times the events happened that came in within a span.
+    /// Returns the time span in which the events happened that came in within `span`.
     fn happened(&mut self, selection: &Selection, span: Span) -> Result<Span, End> {
         let bounds = match self.ask(&selection.bounds(span), &BOUNDS_COLUMNS) {
             Ok(reply) => reply,
@@ -274,7 +274,7 @@ impl FromPosthog {
         }
     }
 
-    /// PostHog's own counts by day.
+    /// Returns PostHog's own counts by day.
     fn count(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<BTreeMap<Date, u64>, End> {
         let mut counts = BTreeMap::new();
         let mut spans = vec![span];
@@ -304,7 +304,7 @@ impl FromPosthog {
                 counts.insert(day, count);
                 last = last.max(Some(day));
             }
-            // There may be more days than fit into an answer.
+            // There may be more days than fit into one answer.
             if let Some(from) =
                 last.map(|day| day_span(day).until).filter(|from| *from > span.from && *from < span.until)
             {
@@ -314,7 +314,7 @@ impl FromPosthog {
         Ok(counts)
     }
 
-    /// Reads all pages, and tells the uuid of each event.
+    /// Reads all pages, and passes the uuid of each event to `told`.
     fn pages(&mut self, selection: &Selection, mut pages: Pages, told: &mut dyn FnMut(&str)) -> Result<(), End> {
         let is_time = matches!(selection.which, Which::Calls { .. });
         while let Some(page) = pages.next() {
@@ -372,7 +372,7 @@ impl FromPosthog {
         })
     }
 
-    /// Notes an event of a day. False if it stands twice, or was read before.
+    /// Notes an event of a day. Returns false if PostHog has it twice, or if it was read before.
     fn is_new<E>(&mut self, date: Date, event: &Result<Event<'_>, E>, uuid: &str) -> bool {
         let fingerprint = match event {
             Ok(event) => self.hasher.hash_one(event.key()),
@@ -390,7 +390,7 @@ impl FromPosthog {
         is_new
     }
 
-    /// Asks until there is an answer, or none to be had.
+    /// Asks until there is an answer, or until there can be none.
     fn ask(&mut self, query: &Query, columns: &[&str]) -> Result<Reply, Failed> {
         loop {
             if self.reader.works.is_closed() {
@@ -427,7 +427,7 @@ impl FromPosthog {
         }
     }
 
-    /// A query failed that cannot ask for less.
+    /// Notes that a query failed that cannot ask for less. Gives up after too many in a row.
     fn failed(&mut self, reason: &str) -> Result<(), End> {
         self.hopeless += 1;
         match self.hopeless > MAX_HOPELESS {
@@ -452,7 +452,7 @@ fn text(value: Raw<'_>) -> String {
     value.as_text().map_or_else(|| value.as_str().to_owned(), |text| text.to_scalar_string().into_owned())
 }
 
-/// The midnight that is nearest to the middle of a span of several days.
+/// Returns the midnight that is nearest to the middle of a span of several days.
 fn middle_day(span: Span) -> Option<Timestamp> {
     let middle = shifted(span.from, span.until.duration_since(span.from).as_hours() / 2);
     let Span { from, until } = day_span(date_of(middle));

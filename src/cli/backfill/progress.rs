@@ -1,5 +1,5 @@
-//! How far it is: a bar on a terminal, a line now and then elsewhere. It goes by events that have ended, however far reading
-//! is ahead of them.
+//! The display of progress: a bar on a terminal, a line now and then elsewhere. It counts events that have ended,
+//! however far reading is ahead of them.
 
 use std::{
     io::{self, IsTerminal},
@@ -16,10 +16,10 @@ use jiff::Timestamp;
 use super::counts::Counts;
 use crate::{cli::input::Position, metrics::StateLabel, outbox::Outbox};
 
-/// How often it is looked at.
+/// The time between two updates.
 pub(super) const TICK: Duration = Duration::from_millis(200);
 
-/// How often there is a line where there is no bar.
+/// The time between two lines where there is no bar.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
@@ -35,12 +35,12 @@ struct Inner {
     last: Mutex<Last>,
 }
 
-/// What there is to do.
+/// The measure of the work to do.
 #[derive(Clone, Debug)]
 pub(super) enum Measure {
-    /// So many bytes, if that is known, of which so many have been read.
+    /// The bytes in all, if that is known, and those read so far.
     Bytes(Option<u64>, Position),
-    /// So many events, once that is known, and the time that reading has reached.
+    /// The events in all, once that is known, and the time that reading has reached.
     Events(Arc<AtomicU64>, Arc<Mutex<Option<Timestamp>>>),
 }
 
@@ -68,19 +68,19 @@ impl Progress {
         Self(Arc::new(Inner { bar, is_quiet, start, measure, counts, last }))
     }
 
-    /// Says what is wrong.
+    /// Prints a problem.
     pub(super) fn say(&self, line: &str) {
         self.0.bar.suspend(|| crate::cli::tell(format_args!("{line}")));
     }
 
-    /// Says what is worth knowing.
+    /// Prints something worth knowing, unless the user wants quiet.
     pub(super) fn note(&self, line: &str) {
         if !self.0.is_quiet {
             self.say(line);
         }
     }
 
-    /// Brings it up to date.
+    /// Updates the display.
     pub(super) fn update(&self, outbox: &Outbox) {
         let Inner { bar, is_quiet, start, measure, counts, last } = &*self.0;
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,12 +120,12 @@ impl Progress {
         }
     }
 
-    /// Events that have ended, per second.
+    /// The number of events that have ended, per second.
     pub(super) fn rate(&self) -> u64 {
         (self.0.counts.ended() as f64 / self.0.start.elapsed().as_secs_f64()) as u64
     }
 
-    /// How long it has taken so far.
+    /// The time that has passed so far.
     pub(super) fn elapsed(&self) -> Duration {
         self.0.start.elapsed()
     }

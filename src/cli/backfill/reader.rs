@@ -1,4 +1,4 @@
-//! What is read, mapped and passed on to be sent. It runs on a thread of its own.
+//! The reader, which maps events and passes them on to be sent, on a thread of its own.
 
 use std::{
     fmt::Display,
@@ -25,34 +25,34 @@ use crate::{
     variance::Message,
 };
 
-/// The memory that events may take from when they are read until they have ended.
+/// The memory that events may take between being read and their end.
 pub(super) const BUDGET: usize = 8 << 20;
 
-/// What an event takes beside its texts.
+/// The memory that an event takes beside its texts.
 const COST: usize = 1 << 10;
 
-/// Something that was read and has not ended.
+/// An item that was read and has not ended.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) next: Next,
     pub(super) place: String,
-    /// How it stood in the source, if anybody wants to know.
+    /// The text in the source, if failures are kept.
     pub(super) original: Vec<u8>,
-    /// What is to be posted, or why it is invalid.
+    /// The message to post, or the reason why the event is invalid.
     pub(super) message: Result<(Identity, Message), String>,
     pub(super) _budget: OwnedSemaphorePermit,
 }
 
-/// What is read next.
+/// The position of the reader.
 #[derive(Clone, Debug)]
 pub(super) struct Next {
-    /// How many events and others come before it.
+    /// The number of events and other items before it.
     pub(super) number: u64,
-    /// How to go on with it.
+    /// The way to go on from it.
     pub(super) resume: Resume,
 }
 
-/// Nobody takes any more.
+/// The error when nobody takes what is read any longer.
 #[derive(Debug, thiserror::Error)]
 #[error("reading was stopped")]
 pub(super) struct Stop;
@@ -72,11 +72,11 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Reads these files but for their first events, or until nobody takes what is read.
+    /// Reads these files without their first events, until their end or until nobody takes what is read.
     pub(super) fn files(mut self, sources: &[Source], position: &Position, skip: u64) {
         for source in sources {
             if source.read(position, &mut |item| self.item(item, skip)).is_err() {
-                // Nobody takes any more.
+                // Nobody takes what is read any longer.
                 return;
             }
         }
@@ -119,7 +119,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Passes on what is to be posted, or why it is invalid, once there is memory for it.
+    /// Passes on a message, or the reason why there is none, once there is memory for it.
     pub(super) fn send(
         &self,
         place: &dyn Display,
@@ -136,7 +136,7 @@ impl Reader {
         self.works.send(work).map_err(|_| Stop)
     }
 
-    /// Tells of a source that cannot be read, or not to its end.
+    /// Reports a source that cannot be read at all, or not to its end.
     pub(super) fn unreadable(&self, problem: &dyn Display) {
         self.counts.add_unreadable();
         self.progress.say(&format!("error: {problem}"));

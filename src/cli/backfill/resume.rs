@@ -1,4 +1,4 @@
-//! The command that goes on where this one has stopped.
+//! The command that goes on where this one stopped.
 
 use std::path::Path;
 
@@ -6,16 +6,16 @@ use jiff::Timestamp;
 
 use super::Args;
 
-/// Where a run goes on.
+/// The place where a run goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resume {
-    /// Behind so many events of files, or ids of a log.
+    /// After this many events of files, or ids of a log.
     Skip(u64),
-    /// From a time on, or behind the event of that time and uuid.
+    /// From a time on, or after the event of that time and uuid.
     From(Timestamp, Option<String>),
 }
 
-/// The same arguments, but for where it begins.
+/// Returns the command with the same arguments, but for where it begins.
 pub(super) fn command(args: &Args, resume: &Resume) -> String {
     let Args { files, from_posthog, ingested, lost, after, config, failed, rate, since, until, skip, quiet } = args;
     let (skip, since, after) = match resume {
@@ -43,7 +43,7 @@ pub(super) fn command(args: &Args, resume: &Resume) -> String {
     words.join(" ")
 }
 
-/// As a POSIX shell reads it back.
+/// Quotes a path for a POSIX shell.
 fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./,:@%+=".contains(&byte);

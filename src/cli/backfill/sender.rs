@@ -1,4 +1,4 @@
-//! What hands events to the outbox, and waits for what becomes of them.
+//! The sender, which hands events to the outbox and waits for their outcomes.
 
 use std::{collections::BTreeMap, fmt::Display, num::NonZeroU32, sync::Mutex, time::Duration};
 
@@ -23,18 +23,18 @@ use crate::{
     outbox::{HandOver, Health, Outbox, Outcome, RequestId},
 };
 
-/// How many different events Variance has to refuse before any is accepted for the run to stop.
+/// The number of different events that Variance has to refuse, before it accepts any, for the run to stop.
 const REFUSALS_TO_STOP: usize = 20;
 
-/// How far a rate may lag behind and catch up: timers are no more exact than milliseconds.
+/// The most that a rate may lag behind and then catch up: timers are exact only to milliseconds.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// How sending ended.
+/// The way in which sending ended.
 #[derive(Clone, Debug)]
 pub(super) enum Stopped {
-    /// Everything has ended.
+    /// Every event has ended.
     AtTheEnd,
-    /// It was interrupted: everything before this has ended.
+    /// It was interrupted; every event before this place has ended.
     Early(Resume),
 }
 
@@ -42,28 +42,28 @@ pub(super) struct Sender<'s> {
     pub(super) outbox: &'s Outbox,
     pub(super) request: RequestId,
     pub(super) queue: UnboundedReceiver<Work>,
-    /// What is in the outbox, by its number, and the waiting for it.
+    /// The events in the outbox, by number.
     pub(super) under_way: BTreeMap<u64, Work>,
     pub(super) outcomes: FuturesUnordered<BoxFuture<'static, (u64, Outcome)>>,
-    /// How many events may be in the outbox at once.
+    /// The most events that may be in the outbox at once.
     pub(super) window: usize,
     pub(super) pace: Option<Pace>,
     pub(super) counts: &'s Counts,
     pub(super) failures: &'s mut Failures,
     pub(super) progress: &'s Progress,
-    /// What is read next.
+    /// The position of the reader.
     pub(super) next: &'s Mutex<Next>,
-    /// How long what is in flight may take when it is to stop.
+    /// The longest that events in flight may take after a stop.
     pub(super) grace: Duration,
-    /// When it ends, if it is to stop.
+    /// The time at which it ends, once it has to stop.
     pub(super) stop_by: Option<Instant>,
-    /// What to do about a fault of Variance's.
+    /// Returns advice on a fault of Variance.
     pub(super) advice: &'s dyn Fn(Fault) -> String,
-    /// Failures that could not be written.
+    /// Positions of failures that could not be written.
     pub(super) not_kept: Vec<Next>,
 }
 
-/// When the next event may go.
+/// The time at which the next event may go.
 #[derive(Debug)]
 pub(super) struct Pace {
     period: Duration,
@@ -77,7 +77,7 @@ impl Pace {
 }
 
 impl Sender<'_> {
-    /// Sends until everything has ended, or until `shutdown` and then what is in flight.
+    /// Sends until every event has ended, or until `shutdown`, and then finishes the events in flight.
     pub(super) async fn send(mut self, shutdown: &CancellationToken) -> Stopped {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -87,7 +87,7 @@ impl Sender<'_> {
             let is_idle = self.under_way.is_empty();
             match self.stop_by {
                 _ if is_idle && !has_more && self.not_kept.is_empty() => return Stopped::AtTheEnd,
-                // What is in flight ends; what waits for Variance to come back does not.
+                // Events in flight may end, but those that wait for Variance to come back will not.
                 Some(_) if is_idle || self.outbox.paused().is_some() => break,
                 _ => {}
             }
@@ -143,7 +143,7 @@ impl Sender<'_> {
     }
 
     fn ended(&mut self, number: u64, outcome: Outcome) {
-        // One that was given up may end all the same.
+        // An event that was given up may end after all.
         let Some(work) = self.under_way.remove(&number) else { return };
         match outcome {
             Outcome::Delivered => self.counts.add(End::Delivered),
@@ -157,8 +157,8 @@ impl Sender<'_> {
         self.under_way.remove(&number).expect("it was handed over, and has ended just now")
     }
 
-    /// Stops if Variance has accepted nothing yet, and either refuses all (then what is under way is refused) or does not
-    /// accept the credential: to go on would be to wait for ever.
+    /// Stops if Variance has accepted nothing yet, and either refuses all events (those under way are then refused) or
+    /// does not accept the credential: going on would mean waiting forever.
     fn look_at_variance(&mut self, has_more: bool) {
         let health = self.outbox.health();
         let Health { state, reason: Some(fault), doubted, .. } = health else { return };
@@ -177,7 +177,7 @@ impl Sender<'_> {
         self.stop_by = Some(Instant::now());
     }
 
-    /// Notes a failure. If it cannot be kept, the next run has to begin with it.
+    /// Records a failure. If it cannot be written, the next run has to begin with it.
     fn fail(&mut self, work: Work, end: End, reason: &dyn Display) {
         let next = work.next.clone();
         match self.failures.add(work, reason) {
@@ -190,7 +190,7 @@ impl Sender<'_> {
         }
     }
 
-    /// Counts what has not ended.
+    /// Counts the events that have not ended.
     fn stop(mut self) -> Stopped {
         self.queue.close();
         let queued: Vec<_> = std::iter::from_fn(|| self.queue.try_recv().ok()).map(|work| work.next).collect();

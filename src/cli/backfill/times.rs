@@ -1,23 +1,23 @@
-//! Which times are asked for.
+//! The times of events that are asked for.
 
 use jiff::Timestamp;
 
 use crate::posthog::{Event, Time};
 
-/// From a time on, up to another.
+/// The time from one instant up to another.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Times {
     pub(super) since: Option<Timestamp>,
     pub(super) until: Option<Timestamp>,
 }
 
-/// Its time cannot be told.
+/// The error of an event whose time cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it has no timestamp that can be read, which `--since` and `--until` go by")]
 pub(super) struct NoTime;
 
 impl Times {
-    /// Whether an event is meant. Its time is the one that is sent to Variance.
+    /// True if an event is within the times. Its time is the one that is sent to Variance.
     pub(super) fn include(&self, event: &Event<'_>) -> Result<bool, NoTime> {
         let Self { since, until } = *self;
         if since.is_none() && until.is_none() {
@@ -28,7 +28,7 @@ impl Times {
     }
 }
 
-/// A time of the command line.
+/// Parses a time of the command line.
 pub(super) fn parse_argument(text: &str) -> Result<Timestamp, &'static str> {
     Time::parse(text)
         .map(|time| time.instant)

@@ -1,4 +1,4 @@
-//! What Variance's answer to one event means, and what to do about it.
+//! The meaning of Variance's answer to one event, and advice on it.
 
 use std::{fmt, time::Duration};
 
@@ -8,14 +8,14 @@ use url::Url;
 
 use crate::destination::{AttemptResult, Fault, Reply};
 
-/// What came of the test event.
+/// The result of the test event.
 #[derive(Debug, Serialize)]
 pub(super) struct Answer {
-    /// The kind of answer, in a word for programs.
+    /// The kind of answer, as a word for programs.
     result: &'static str,
     /// The status of the answer, if there was one that is not a success.
     status: Option<u16>,
-    /// The same in words.
+    /// The result in words.
     text: String,
 }
 
@@ -75,7 +75,7 @@ fn refused(status: StatusCode) -> String {
     )
 }
 
-/// What a fault means that Variance has with every event, and what to do about it.
+/// Says what a fault means that Variance has with every event, and what to do about it.
 pub(in crate::cli) fn advice(fault: Fault, url: &Url, timeout: Duration) -> String {
     match fault {
         Fault::RefusesAll(status) => refused(status),
@@ -83,7 +83,7 @@ pub(in crate::cli) fn advice(fault: Fault, url: &Url, timeout: Duration) -> Stri
     }
 }
 
-/// What it means that Variance did not take the event.
+/// Says what it means that Variance did not take the event.
 fn of_fault(
     fault: Fault,
     url: &Url,
@@ -173,7 +173,8 @@ fn of_fault(
     (result, None, text)
 }
 
-/// Where a redirect leads, but for the path: it is as good as that of the webhook's URL, which is not shown either.
+/// Describes where a redirect leads, without the path: it is as secret as that of the webhook URL, which is not shown
+/// either.
 fn direction(url: &Url, location: Option<&str>) -> String {
     match location.and_then(|location| url.join(location).ok()) {
         Some(target) if target.origin() == url.origin() => " to another path of the same host".to_owned(),

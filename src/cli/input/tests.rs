@@ -1,8 +1,8 @@
-//! What a stream is cut into.
+//! Tests of how a stream is cut into items.
 
 use super::*;
 
-/// What is found in a source of this content, a line for each.
+/// Lists what is found in a source with this content, one line for each item.
 fn found(content: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     let mut take = |item: Item<'_>| {
@@ -30,7 +30,7 @@ fn lines_are_read_each_by_itself_and_a_first_line_that_does_not_close_with_all_a
             "{\"event\":\"a\"}\n{\"event\":\n{\"event\":\"b\"}",
             &["f:1 \"a\"", "f:2 {\"event\":: not JSON: expected a value at byte 9", "f:3 \"b\""],
         ),
-        // A line never ends within a string, so this one does not go on.
+        // A line never ends within a string, so this one does not continue.
         (
             "{\"event\":\"a\n{\"event\":\"b\"}",
             &["f:1 {\"event\":\"a: not JSON: expected the closing quote of a string at byte 11", "f:2 \"b\""],

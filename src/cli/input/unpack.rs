@@ -1,4 +1,4 @@
-//! What a file is packed with: told by its first bytes, and by its name only where they do not tell.
+//! The compression of a file, recognised by its first bytes, and by its name only where they leave it open.
 
 use std::{
     io::{self, BufRead, BufReader, Cursor, Read},
@@ -11,17 +11,17 @@ use std::{
 use brotli_decompressor::Decompressor;
 use flate2::bufread::GzDecoder;
 
-/// How many bytes tell what a file is, if it has as many.
+/// The number of bytes that show what a file is, if it has as many.
 const HEAD: usize = 4 << 10;
 
-/// How many there must be, if it has as many: a pipe may give a few and then let us wait.
+/// The least number of them, if the file has as many: a pipe may give a few and then make us wait.
 const MIN_HEAD: usize = 8;
 
 const BUFFER: usize = 64 << 10;
-/// What some editors put before UTF-8.
+/// The mark that some editors put before UTF-8.
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// A stream that counts what is read of it.
+/// A stream that counts the bytes read from it.
 struct Counted<R> {
     inner: R,
     count: Arc<AtomicU64>,
@@ -35,10 +35,10 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// The text of a stream, whether it is packed or not. Counts the bytes as they come, before they are unpacked.
+/// Returns the text of a stream, compressed or not, and counts the bytes as they come, before they are unpacked.
 ///
 /// # Errors
-/// When it cannot be read, or is neither text nor packed in a way that can be undone.
+/// When the stream cannot be read, or is neither text nor compressed in a way that can be undone.
 pub(super) fn unpack(stream: impl Read + 'static, name: &str, count: Arc<AtomicU64>) -> io::Result<Box<dyn BufRead>> {
     let mut stream = Counted { inner: stream, count };
     let mut head = vec![0; HEAD];
@@ -90,21 +90,21 @@ fn opens_json(text: &[u8]) -> bool {
     matches!(text.trim_ascii_start().first(), Some(b'{' | b'['))
 }
 
-/// Whether these bytes, which may end within a character, are text.
+/// True if these bytes, which may end within a character, are text.
 fn is_text(head: &[u8]) -> bool {
     let is_utf8 = std::str::from_utf8(head).map_or_else(|error| error.error_len().is_none(), |_| true);
     is_utf8 && !head.contains(&0)
 }
 
-/// Brotli has no signature, but hardly anything else unpacks to JSON.
+/// True for Brotli, which has no signature: hardly anything else unpacks to JSON.
 fn unpacks_to_json(head: &[u8]) -> bool {
     let mut text = [0; 64];
     let read = Decompressor::new(head, HEAD).read(&mut text);
     read.is_ok_and(|read| opens_json(&text[..read]))
 }
 
-/// A gzip stream of any number of members. Zeros and line ends between and after them are passed over: tapes, and those who
-/// concatenate, leave them.
+/// A gzip stream of any number of members. Zeros and line ends between and after them are skipped: tapes leave them,
+/// and so does concatenation.
 struct Gzip<R>(Option<GzDecoder<R>>);
 
 impl<R: BufRead> Gzip<R> {
@@ -136,7 +136,7 @@ struct Brotli<R: Read>(Decompressor<R>);
 impl<R: Read> Read for Brotli<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = match self.0.read(buffer) {
-            // It is the second time that it tells of bytes after the end.
+            // The decompressor reports bytes after the end only on the second call.
             Ok(0) if !buffer.is_empty() => self.0.read(buffer),
             read => read,
         };

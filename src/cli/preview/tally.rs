@@ -1,4 +1,4 @@
-//! How many events there were, and what would become of them.
+//! Counts of events by what would become of them.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,10 +8,10 @@ use crate::{
     variance::Call,
 };
 
-/// How many names and reasons are told apart: more are counted together.
+/// The most names and reasons that are told apart: more are counted together.
 const MAX_GROUPS: usize = 1000;
 
-/// How many places are named for each reason.
+/// The most places that are named for each reason.
 const MAX_PLACES: usize = 20;
 
 /// The counts.

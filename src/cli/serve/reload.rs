@@ -1,4 +1,4 @@
-//! Settings that change while the service runs: all by SIGHUP, and the webhook URL when it seems to be wrong.
+//! The settings that change while the service runs: all by SIGHUP, and the webhook URL when it seems to be wrong.
 
 use std::{convert::Infallible, ffi::OsString, path::PathBuf, time::Duration};
 
@@ -11,10 +11,10 @@ use crate::{
     telemetry::Log,
 };
 
-/// How long the file of a URL that seems to be wrong is not read again after it was.
+/// The least time between two reads of the file of a URL that seems to be wrong.
 const URL_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Where the settings came from, and the service that goes by them.
+/// The sources of the settings, and the service that uses them.
 pub(super) struct Reloader<'a> {
     pub(super) flags: Flags,
     pub(super) variables: Vec<(OsString, OsString)>,
@@ -25,7 +25,7 @@ pub(super) struct Reloader<'a> {
 }
 
 impl Reloader<'_> {
-    /// Reads the settings again whenever that is asked for, or Variance answers as if the webhook URL were wrong.
+    /// Reads the settings again on SIGHUP, and the webhook URL when Variance answers as if it were wrong.
     pub(super) async fn run(mut self, mut hang_up: Signal) -> Infallible {
         let failures = Repeated::default();
         loop {

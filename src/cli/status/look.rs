@@ -1,4 +1,4 @@
-//! One look at the service: what `/readyz` and `/metrics` said at one time.
+//! One look at the service: the answers of `/readyz` and `/metrics` at one time.
 
 use anyhow::{Context as _, ensure};
 use reqwest::StatusCode;
@@ -16,7 +16,7 @@ pub(super) struct Look {
     pub figures: Figures,
 }
 
-/// What `/readyz` answers.
+/// The answer of `/readyz`.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Health {
     pub status: String,
@@ -40,12 +40,12 @@ pub(super) struct Figures(Vec<Series>);
 #[derive(Debug)]
 struct Series {
     name: String,
-    /// Names and values. No value of this program's has a comma or a quote in it.
+    /// Names and values. No value of this program has a comma or a quote in it.
     labels: Vec<(String, String)>,
     value: f64,
 }
 
-/// Looks at the service. A service that is stopping answers as well.
+/// Looks at the service. A service that is stopping answers too.
 pub(super) async fn look(service: &Service) -> anyhow::Result<Look> {
     let (status, health) = service.get("/readyz").await?;
     let is_answer = matches!(status, StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE);
@@ -59,7 +59,7 @@ pub(super) async fn look(service: &Service) -> anyhow::Result<Look> {
 }
 
 impl Look {
-    /// Whether the service was started again between this look and a later one.
+    /// True if the service was restarted between this look and a later one.
     pub(super) fn is_before_restart_of(&self, later: &Self) -> bool {
         let name = "received_events_total";
         later.health.uptime_seconds < self.health.uptime_seconds
@@ -82,13 +82,14 @@ impl Figures {
         Self(series.collect())
     }
 
-    /// The sum of a metric's series that have these labels; zero without any. Names are without their prefix.
+    /// Returns the sum of a metric's series with these labels, or zero if there are none. Names are without their
+    /// prefix.
     pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        // Not `sum`, which makes -0 of nothing.
+        // `sum` would return -0 for no series.
         self.having(name, labels).fold(0.0, |sum, series| sum + series.value)
     }
 
-    /// The buckets of a histogram: upper bounds, and how many were within each.
+    /// Returns the buckets of a histogram: upper bounds, and how many values were within each.
     pub(super) fn buckets(&self, name: &str, labels: &[(&str, &str)]) -> Vec<(f64, f64)> {
         let bound = |series: &Series| series.labels.iter().find(|(name, _)| name == "le")?.1.parse().ok();
         self.having(&format!("{name}_bucket"), labels)

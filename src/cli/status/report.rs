@@ -1,4 +1,4 @@
-//! What two looks at the service say.
+//! The report on two looks at the service.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -8,7 +8,7 @@ use strum::VariantArray;
 use super::look::{Health, Look};
 use crate::metrics::{CallLabel, OutcomeLabel};
 
-/// All that there is to say. In JSON, its fields are what programs rely on.
+/// Everything that the command prints. In JSON, programs rely on its fields.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub address: String,
@@ -16,13 +16,13 @@ pub(super) struct Report {
     pub status: String,
     pub uptime_seconds: u64,
     pub variance: Variance,
-    /// How long the rates are taken over.
+    /// The time over which the rates are taken.
     pub over_seconds: f64,
     pub received: Count,
     pub joined: Count,
-    /// By how they ended.
+    /// Events by how they ended.
     pub outcomes: BTreeMap<&'static str, Count>,
-    /// By call, and by how they ended.
+    /// Events by call, and by how they ended.
     pub events: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
     pub held: Held,
     pub attempts: Attempts,
@@ -36,12 +36,12 @@ pub(super) struct Variance {
     pub state: String,
     pub since: String,
     pub reason: Option<String>,
-    /// While posting is paused.
+    /// The time until the next attempt, while posting is paused.
     pub next_attempt_seconds: Option<f64>,
     pub last_success: Option<String>,
 }
 
-/// Since the service was started, and in the last seconds.
+/// A count since the service was started, and its rate in the last seconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Count {
     pub total: u64,
@@ -73,13 +73,13 @@ pub(super) struct Replies {
     pub times: Option<Times>,
 }
 
-/// Upper bounds of times, in seconds; nothing if that is longer than the longest bucket.
+/// Upper bounds of times, in seconds; `None` if they are over the largest bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Times {
     pub half_within: Option<f64>,
-    /// Of 99 in 100.
+    /// The bound for 99 in 100.
     pub most_within: Option<f64>,
-    /// Whether they are those of the last seconds. If there were none, they are those since the start.
+    /// True for the times of the last seconds. If there were none, these are the times since the start.
     pub recent: bool,
 }
 
@@ -151,13 +151,13 @@ impl Report {
     }
 }
 
-/// Something for each value of a label.
+/// Computes a value for each value of a label.
 fn each<L: VariantArray + Copy + Into<&'static str>, T>(of: impl Fn(L) -> T) -> BTreeMap<&'static str, T> {
     L::VARIANTS.iter().map(|label| ((*label).into(), of(*label))).collect()
 }
 
 impl Times {
-    /// Of the upper bounds of a histogram's buckets with how many were within each, in their order.
+    /// Takes the upper bounds of a histogram's buckets with how many values were within each, in their order.
     fn of(buckets: &[(f64, f64)], recent: bool) -> Option<Self> {
         let all = buckets.last()?.1;
         let within = |part: f64| {

@@ -12,7 +12,7 @@ use crate::metrics::{CallLabel, OutcomeLabel};
 /// Clears a terminal's screen.
 pub(super) const CLEAR: &str = "\x1b[2J";
 
-/// What paints a screen over the last one: without clearing first, which would flicker.
+/// Returns the text that paints a screen over the last one, without clearing first, which would flicker.
 pub(super) fn repaint(screen: &str) -> String {
     format!("\x1b[H{}\x1b[J", screen.replace('\n', "\x1b[K\n"))
 }
@@ -25,7 +25,7 @@ enum Colour {
     Yellow = 33,
 }
 
-/// One screen of 80 columns.
+/// Lays out the report as one screen of 80 columns.
 pub(super) fn screen(report: &Report, is_colourful: bool) -> String {
     let paint = |colour: Colour, text: String| match colour {
         Colour::Plain => text,
@@ -101,7 +101,7 @@ pub(super) fn screen(report: &Report, is_colourful: bool) -> String {
     lines.join("\n")
 }
 
-/// One line, for what is no terminal.
+/// Lays out the report as one line, for output that is not a terminal.
 pub(super) fn line(report: &Report) -> String {
     let Report { variance, received, outcomes, held, attempts, .. } = report;
     let [delivered, refused, abandoned] = ["delivered", "refused", "abandoned"].map(|outcome| outcomes[outcome]);
@@ -140,13 +140,13 @@ fn times(times: Option<Times>) -> String {
     format!("half {}, 99 % {}{since}", within(half_within), within(most_within))
 }
 
-/// The time since a moment as the service writes it.
+/// Returns the time since a moment, which is in the form that the service uses.
 fn ago(moment: &str) -> String {
     let since = humantime::parse_rfc3339(moment).ok().and_then(|moment| SystemTime::now().duration_since(moment).ok());
     time(since.unwrap_or_default().as_secs_f64())
 }
 
-/// A time in whole seconds.
+/// Formats a time in whole seconds.
 fn time(seconds: f64) -> String {
     humantime::format_duration(Duration::from_secs(seconds as u64)).to_string()
 }

@@ -1,8 +1,8 @@
-//! The queries, in HogQL. None needs more of PostHog than its versions of two years have.
+//! The queries, in HogQL that PostHog's versions of two years ago understand.
 //!
 //! Times go in with their zone and come out as UTC, since bare ones are in the project's zone. A page is ordered and
-//! continued by the same text of a uuid: ClickHouse sorts UUIDs otherwise. The bare columns of time stand in the
-//! conditions, since the table is divided by day.
+//! continued by the text of the uuid, because ClickHouse sorts UUIDs in another order. The conditions use the bare time
+//! columns, since the table is partitioned by day.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -26,9 +26,9 @@ const DAYS: usize = 1000;
 /// The time that events are selected and ordered by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
-    /// When it happened, as the sender's clock had it.
+    /// The time at which the event happened, by the sender's clock.
     Timestamp,
-    /// When PostHog took it in.
+    /// The time at which PostHog took the event in.
     CreatedAt,
 }
 
@@ -41,31 +41,32 @@ impl By {
     }
 }
 
-/// Which events are asked for.
+/// The events to ask for.
 #[derive(Clone, Debug)]
 pub(super) struct Selection {
     pub(super) by: By,
-    /// The bounds of the other time, if events are selected by when they came in: without them the whole table is read.
+    /// The bounds of the other time, for events that are selected by when they came in: without them the whole table is
+    /// read.
     pub(super) happened: Option<Span>,
-    /// What the events must be.
+    /// The condition on the events themselves.
     pub(super) which: Which,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Which {
-    /// Those with a call that is forwarded.
+    /// Events with a call that is forwarded.
     Calls {
-        /// Whether those with a name of the user's own are.
+        /// True to include events with a name of the user's own.
         capture: bool,
-        /// The names that PostHog made up and that are.
+        /// The names made up by PostHog that are included.
         named: Vec<&'static str>,
     },
-    /// Those with one of these ids.
+    /// Events with one of these ids.
     Ids(Vec<Uuid>),
 }
 
 impl Which {
-    /// What these settings forward.
+    /// Returns the condition for the events that these settings forward.
     pub(super) fn forwarded(mapping: &MappingSettings) -> Self {
         let named = [
             ("$pageview", Call::Page),
@@ -80,7 +81,7 @@ impl Which {
 }
 
 impl Selection {
-    /// A page of a window: what comes after a key, in order.
+    /// Queries a page: the next events of a window after a key, in order.
     pub(super) fn page(&self, Page { window, after, rows }: &Page) -> Query {
         let column = self.by.column();
         let mut query = Builder::default();
@@ -96,7 +97,7 @@ impl Selection {
         query.0
     }
 
-    /// How many events there are behind a key, by day (of UTC), for as many days as fit into an answer.
+    /// Queries the number of events after a key by day (of UTC), for as many days as fit into an answer.
     pub(super) fn days(&self, span: Span, after: Option<&Key>) -> Query {
         let mut query = Builder::default();
         let column = self.by.column();
@@ -112,7 +113,7 @@ impl Selection {
         query.0
     }
 
-    /// How many events there are, and between which times they happened.
+    /// Queries the number of events, and the earliest and latest time at which they happened.
     pub(super) fn bounds(&self, span: Span) -> Query {
         let mut query = Builder::default();
         query.push(
@@ -123,7 +124,7 @@ impl Selection {
         query.0
     }
 
-    /// Leaves out what comes before a key.
+    /// Excludes the events up to and including a key.
     fn behind(&self, query: &mut Builder, Key { time, uuid }: &Key) {
         if !uuid.is_empty() {
             let column = self.by.column();
@@ -158,12 +159,12 @@ impl Selection {
     }
 }
 
-/// A time as HogQL's `toDateTime` takes it, exact to the microsecond.
+/// Formats a time for HogQL's `toDateTime`, exact to the microsecond.
 fn stamp(time: Timestamp) -> String {
     format!("{time:.6}")
 }
 
-/// A query that grows.
+/// A query in the making.
 #[derive(Default)]
 struct Builder(Query);
 
@@ -172,7 +173,7 @@ impl Builder {
         self.0.text.push_str(text);
     }
 
-    /// The placeholder of a value.
+    /// Adds a value, and returns its placeholder.
     fn value(&mut self, value: String) -> String {
         let name = format!("v{}", self.0.values.len());
         self.0.values.insert(name.clone(), value.into());

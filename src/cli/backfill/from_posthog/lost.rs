@@ -1,4 +1,4 @@
-//! What the connector's own log names as lost, whatever has been put around its lines on the way.
+//! The events that the connector's own log names as lost, whatever was added around its lines on the way.
 
 use std::{
     collections::HashSet,
@@ -11,22 +11,22 @@ use uuid::Uuid;
 /// The message of the lines that name lost events.
 const MESSAGE: &str = "events are lost";
 
-/// What stands in every line of the connector, as the module that wrote it.
+/// Part of every line of the connector, in the name of the module that logged it.
 const CRATE: &str = "variance_connector";
 
-/// The most bytes of a line that are looked at together. Such lines are a few KiB long.
+/// The most bytes of a line that are searched together. Lines that name lost events are a few KiB long.
 const MAX_LINE: u64 = 1 << 20;
 
 /// The ids of lost events.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::cli::backfill) struct Lost {
-    /// Each once, in the order of the log.
+    /// The ids, each once, in the order of the log.
     pub(in crate::cli::backfill) ids: Vec<Uuid>,
-    /// Ids that are none PostHog could have: its own are UUIDs.
+    /// Ids that PostHog cannot have, since its own are UUIDs.
     pub(in crate::cli::backfill) others: Vec<String>,
-    /// The times of the first and of the last line that names one.
+    /// The times of the first and the last line that names an event.
     pub(in crate::cli::backfill) logged: Option<(Timestamp, Timestamp)>,
-    /// True if any line is the connector's: else it is another log, or none.
+    /// True if any line is the connector's; otherwise this is another log, or none.
     pub(in crate::cli::backfill) is_connectors: bool,
 }
 
@@ -46,7 +46,7 @@ impl Lost {
     fn line(&mut self, line: &str, seen: &mut HashSet<String>) {
         self.is_connectors |= line.contains(CRATE);
         let Some((_, rest)) = line.split_once(MESSAGE) else { return };
-        // In JSON the fields may stand before the message.
+        // In JSON the fields may come before the message.
         let Some((_, field)) = rest.split_once("uuids").or_else(|| line.split_once("uuids")) else { return };
         for id in ids(field) {
             match Uuid::parse_str(id) {
@@ -63,8 +63,8 @@ impl Lost {
     }
 }
 
-/// The ids in what follows the field's name: in quotes if there are several, in older versions as a printed list. A log
-/// that was packed into JSON once more has `\` before each quote.
+/// Returns the ids in the text after the field's name: in quotes if there are several, in older versions as a printed
+/// list. A log that was packed into JSON once more has `\` before each quote.
 fn ids(field: &str) -> impl Iterator<Item = &str> {
     let separators = |char: char| matches!(char, '"' | '\\' | ':' | '=' | ' ');
     let value = field.trim_start_matches(separators);

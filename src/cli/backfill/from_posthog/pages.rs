@@ -1,26 +1,26 @@
-//! Which page is asked for next. Pure: it knows neither PostHog nor a clock.
+//! The choice of the next page. It is pure: it knows neither PostHog nor a clock.
 //!
-//! A window of time is read page by page, in the order of time and uuid, and has ended only when a page is empty: a short
-//! page may only mean that a server returns fewer rows than it is asked for. Where the answers are too much for PostHog,
-//! pages get smaller, then windows.
+//! A window of time is read page by page, in the order of time and uuid, and has ended only when a page is empty: a
+//! short page may only mean that a server returns fewer rows than it was asked for. Where the answers are too much for
+//! PostHog, first the pages get smaller, then the windows.
 
 use std::collections::VecDeque;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How many rows the first page asks for.
+/// The number of rows that the first page asks for.
 const FIRST_ROWS: usize = 1000;
 
-/// How many rows a page asks for at most: older servers return no more.
+/// The most rows that a page asks for: older servers return no more.
 const MAX_ROWS: usize = 10_000;
 
-/// Pages are not made smaller than this while the window can be.
+/// The size below which pages do not shrink while the window still can.
 const MIN_ROWS: usize = 50;
 
-/// No page is smaller than this: so many events may share a time and a uuid, if their names differ.
+/// The least size of a page: this many events may share a time and a uuid, if their names differ.
 const FEWEST_ROWS: usize = 4;
 
-/// From a time on, up to another.
+/// The time from one instant up to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) from: Timestamp,
@@ -28,7 +28,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// Whole microseconds, within what every ClickHouse can read as a time.
+    /// Creates a span of whole microseconds, within what every ClickHouse can read as a time.
     pub(super) fn new(from: Timestamp, until: Timestamp) -> Self {
         /// The beginning of the year 2200.
         const LATEST: i64 = 7_258_118_400_000_000;
@@ -51,12 +51,12 @@ pub(super) struct Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub(super) window: Span,
-    /// What comes after this; with an empty uuid, all from its time on.
+    /// The page begins after this key; with an empty uuid, at its time.
     pub(super) after: Key,
     pub(super) rows: usize,
 }
 
-/// Rows that were not asked for: continuing behind them would lose some.
+/// The error of rows that were not asked for: continuing after them would lose some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Disorder {
     #[error("PostHog answered with an event outside of the time that was asked for")]
@@ -65,18 +65,18 @@ pub(super) enum Disorder {
     Order,
 }
 
-/// The way through the windows.
+/// The progress through the windows.
 #[derive(Debug)]
 pub(super) struct Pages {
     windows: VecDeque<Span>,
     after: Key,
     rows: usize,
-    /// How many rows were not too much lately: it grows slowly, so that a limit is not met again at once.
+    /// The number of rows that PostHog managed lately. It grows slowly, so that a limit is not hit again at once.
     most_rows: usize,
 }
 
 impl Pages {
-    /// Begins with the first window, or behind a key in it.
+    /// Begins with the first window, or after a key in it.
     pub(super) fn new(windows: impl IntoIterator<Item = Span>, after: Option<Key>) -> Self {
         let (windows, after_nothing) = (windows.into_iter().collect(), Key::at(Timestamp::MIN));
         let mut pages = Self { windows, after: after_nothing, rows: FIRST_ROWS, most_rows: MAX_ROWS };
@@ -87,21 +87,21 @@ impl Pages {
         pages
     }
 
-    /// The next page; nothing at the end.
+    /// Returns the next page, or `None` at the end.
     pub(super) fn next(&self) -> Option<Page> {
         let window = *self.windows.front()?;
         Some(Page { window, after: self.after.clone(), rows: self.rows })
     }
 
-    /// What is asked for next comes after this.
+    /// The key after which the next page begins.
     pub(super) fn after(&self) -> &Key {
         &self.after
     }
 
-    /// Takes the keys of a page's rows. Returns how many of them are to be used: the others come again.
+    /// Takes the keys of a page's rows. Returns how many of the rows are to be used: the others come again.
     ///
-    /// Events of one time and uuid may differ in name, and the page may end between them. So the last of them are left for
-    /// the next page, unless there are no others.
+    /// Events of one time and uuid may differ in name, and the page may end between them. So the last such events are
+    /// left for the next page, unless the page has no others.
     pub(super) fn took(&mut self, keys: &[Key]) -> Result<usize, Disorder> {
         let Some(window) = self.windows.front() else { return Ok(0) };
         let is_inside = |key: &Key| {
@@ -128,7 +128,8 @@ impl Pages {
         Ok(used)
     }
 
-    /// The page was too much for PostHog. False if it cannot be made smaller.
+    /// Makes the page or its window smaller, because it was too much for PostHog. Returns false if neither can be
+    /// smaller.
     pub(super) fn too_much(&mut self) -> bool {
         let Some(window) = self.windows.front_mut() else { return false };
         let left = window.until.duration_since(window.from.max(self.after.time));
@@ -156,13 +157,14 @@ impl Pages {
 }
 
 impl Key {
-    /// Before everything at this time.
+    /// Returns the key before everything at this time.
     pub(super) fn at(time: Timestamp) -> Self {
         Self { time, uuid: String::new() }
     }
 }
 
-/// Windows over these days and what lies between them: several days together while they would fit into one page.
+/// Returns windows over these days and the time between them. Several days share a window if they would fit into one
+/// page.
 pub(super) fn windows(span: Span, days: impl IntoIterator<Item = (Span, u64)>) -> Vec<Span> {
     let mut windows: Vec<(Span, u64)> = Vec::new();
     for (day, count) in days {
@@ -196,7 +198,7 @@ mod tests {
         Key { time: time(micros), uuid: format!("{uuid:02x}") }
     }
 
-    /// What a server with these rows answers, of which it returns so many at most.
+    /// The answer of a server with these rows, which returns at most `limit` of them.
     fn answer(rows: &[(Key, u8)], page: &Page, limit: usize) -> Vec<(Key, u8)> {
         let is_asked = |key: &Key| {
             let Page { window, after, .. } = page;
@@ -208,7 +210,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Few times and uuids, so that many rows share them; each with up to three names.
+        /// Few times and uuids, so that many rows share them, each with up to three names.
         #[test]
         fn every_row_is_used_once_whatever_the_server_returns_at_most_and_whatever_is_too_much(
             mut rows in prop::collection::vec((0..40_i64, 0..6_u8, 0..3_u8), 0..120),

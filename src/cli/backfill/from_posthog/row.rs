@@ -1,4 +1,4 @@
-//! A row of a page, as an exported line.
+//! The conversion of a page's row into a line of an export.
 
 use jiff::Timestamp;
 
@@ -10,16 +10,16 @@ use crate::{json::Raw, posthog::Time};
 pub(super) struct Line {
     /// The event in the shape of an export.
     pub(super) text: String,
-    /// Why it is no event that can be forwarded.
+    /// The reason why it is not an event that can be forwarded.
     pub(super) problem: Option<&'static str>,
 }
 
-/// The values of a row cannot be what was asked for.
+/// The error of a row whose values cannot be what was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("PostHog answered with values of another form than was asked for")]
 pub(super) struct Unusable;
 
-/// The key of a row of a page.
+/// Returns the key of a page's row.
 pub(super) fn key(values: &[Raw<'_>], by: By) -> Result<Key, Unusable> {
     let [uuid, _, _, timestamp, created_at, ..] = values else { return Err(Unusable) };
     let time = match by {
@@ -31,7 +31,7 @@ pub(super) fn key(values: &[Raw<'_>], by: By) -> Result<Key, Unusable> {
 }
 
 impl Line {
-    /// Makes one of a row of a page.
+    /// Makes a line of a page's row.
     pub(super) fn of(values: &[Raw<'_>]) -> Result<Self, Unusable> {
         let [uuid, name, distinct_id, timestamp, _, properties, person] = values else { return Err(Unusable) };
         let mut text = format!("{{\"uuid\":{},\"event\":{}", uuid.as_str(), name.as_str());
@@ -56,12 +56,12 @@ impl Line {
     }
 }
 
-/// Both forms of times: `2026-08-20 09:14:03.512000` in UTC, and with an offset.
+/// Reads both forms of times: `2026-08-20 09:14:03.512000` in UTC, and with an offset.
 pub(super) fn time_of(value: Raw<'_>) -> Option<Timestamp> {
     Some(Time::of(value)?.instant)
 }
 
-/// The object that a value is, or that its text is. Nothing if there is none.
+/// Returns the object that a value or its text is, or `None` if there is none.
 fn object(value: Raw<'_>) -> Result<Option<String>, ()> {
     let text = match value.as_text() {
         Some(text) => text.to_scalar_string().into_owned(),

@@ -1,9 +1,9 @@
-//! Who may send.
+//! The authentication of senders.
 //!
-//! Any one valid credential suffices, even beside a wrong one: a token in a header, a token as a batch's `api_key`, or a
-//! [Standard Webhooks](https://www.standardwebhooks.com) signature. Most are judged by the headers alone, before a byte
-//! of the body is read. Comparisons take the same time whatever is wrong, and whichever credential was right; only
-//! lengths may show.
+//! Any one valid credential suffices, even beside a wrong one: a token in a header, a token as a batch's `api_key`, or
+//! a [Standard Webhooks](https://www.standardwebhooks.com) signature. Most requests are judged by their headers alone,
+//! before a byte of the body is read. Comparisons take the same time whatever is wrong and whichever credential
+//! matches; only lengths may show.
 
 use std::{
     fmt, io,
@@ -33,13 +33,13 @@ const CONNECTOR_TOKEN: HeaderName = HeaderName::from_static("x-connector-token")
 /// How far a signature's timestamp may be from the time of arrival.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
-/// How long the files of credentials are not read again after they were: strangers must not keep the disk busy.
+/// The least time between two reads of the credential files: strangers must not keep the disk busy.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
-/// How many signatures of one request are looked at: a sender that changes its secret sends two.
+/// The most signatures of one request that are checked: a sender that changes its secret sends two.
 const MAX_SIGNATURES: usize = 16;
 
-/// As lenient as Node's decoder, which PostHog's sender uses: padding may be missing.
+/// Base64 as lenient as Node's decoder, which PostHog's sender uses: padding may be missing.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -47,21 +47,21 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// The credentials that a sender may present; any one of them suffices. Without any, everybody may send.
+/// The credentials that a sender may present; any one of them suffices. If there are none, anybody may send.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuthSettings {
     /// Bearer tokens.
     pub tokens: Vec<Token>,
-    /// The file that the tokens were read from, each on its line.
+    /// The file that the tokens were read from, one per line.
     pub token_file: Option<PathBuf>,
     /// Standard Webhooks signing secrets.
     pub signing_secrets: Vec<SigningSecret>,
-    /// The file that the signing secrets were read from, likewise.
+    /// The file that the signing secrets were read from, one per line.
     pub signing_secret_file: Option<PathBuf>,
 }
 
 impl AuthSettings {
-    /// What is asked of senders, for people to read.
+    /// The kind of credential that senders need, for people to read.
     pub fn mode(&self) -> &'static str {
         match (self.tokens.is_empty(), self.signing_secrets.is_empty()) {
             (true, true) => "anonymous",
@@ -71,7 +71,7 @@ impl AuthSettings {
         }
     }
 
-    /// The same with what the files hold now.
+    /// Returns the same settings with the current contents of the files.
     fn read_again(&self) -> io::Result<Self> {
         let mut settings = self.clone();
         if let Some(file) = &self.token_file {
@@ -84,7 +84,7 @@ impl AuthSettings {
     }
 }
 
-/// The credentials in a file.
+/// Reads the credentials in a file, one per line.
 fn read_lines<T: FromStr<Err = &'static str>>(file: &Path, prefixes: &[&str]) -> io::Result<Vec<T>> {
     let text = secret::read(file)?;
     let credentials = secret::lines(&text).map(|line| secret::repaired(line, prefixes).0.parse());
@@ -104,8 +104,8 @@ pub struct SigningSecret {
     text: Secret,
 }
 
-/// The judge of credentials. Clones share them. Those that came from a file are read again when a sender presents one that
-/// is not known, at most once in 10 s, so that they can be changed while the service runs.
+/// The judge of credentials, shared by its clones. Credentials from a file are read again when a sender presents an
+/// unknown one, though not too often, so that they can be changed while the service runs.
 #[derive(Clone)]
 pub struct Auth(Arc<RwLock<Current>>);
 
@@ -114,46 +114,47 @@ struct Current {
     read_again: Option<Instant>,
 }
 
-/// What the headers of a request that is not denied say about its sender.
+/// The verdict on the headers of a request that does not have to be denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// The sender may send.
+    /// The headers prove that the sender may send.
     Proven,
-    /// The body may still prove it. It must be read as one that anybody may have sent.
+    /// The body may still prove it. Until it does, it must be treated as a stranger's.
     Unproven {
-        /// By a signature that covers it: see [`Auth::signature_is_valid`].
+        /// True if a signature that covers the body can prove it: see [`Auth::signature_is_valid`].
         signature: bool,
-        /// By the `api_key` of its envelope: see [`Auth::api_key_is_valid`].
+        /// True if the `api_key` of its envelope can prove it: see [`Auth::api_key_is_valid`].
         api_key: bool,
-        /// What to answer if it does not.
+        /// The reason to deny the request if the body proves nothing.
         otherwise: Denied,
     },
 }
 
-/// Why a sender may not send, for the sender to read: it says what would be right and repeats nothing that was sent.
+/// The reason why a sender may not send. Its text is for the sender: it says what would be right and repeats nothing
+/// that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// A token is asked for and there is none.
+    /// A token is required and there is none.
     #[error("no credential: the header `Authorization: Bearer <token>` is missing")]
     NoToken,
-    /// A token is asked for, and neither the headers nor the body have a right one.
+    /// A token is required, and neither the headers nor the body have a valid one.
     #[error(
         "no credential: neither a header `Authorization: Bearer <token>` nor a right token as the batch's `api_key`"
     )]
     NoApiKey,
-    /// A signature is asked for and there is none.
+    /// A signature is required and there is none.
     #[error("no credential: the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` are missing")]
     NoSignature,
-    /// There are tokens, none of them right.
+    /// There are tokens, none of them valid.
     #[error("the token is wrong: `Authorization` must be `Bearer <token>` or the token alone")]
     WrongToken,
-    /// Some but not all of a signature's headers are there.
+    /// Some but not all of a signature's headers are present.
     #[error("the signature is not whole: `webhook-id`, `webhook-timestamp` and `webhook-signature` are all needed")]
     PartialSignature,
-    /// The id would blur where the signed content's parts begin.
+    /// The id would make the parts of the signed content ambiguous.
     #[error("`webhook-id` must be neither empty nor contain a full stop")]
     UnusableId,
-    /// The timestamp is no number, or one too large.
+    /// The timestamp is not a number, or is too large a one.
     #[error("`webhook-timestamp` must be in whole seconds since 1970")]
     UnreadableTimestamp,
     /// The signature was made too long ago, or in the future.
@@ -162,7 +163,7 @@ pub enum Denied {
     /// There is no signature of the one kind that a shared secret makes.
     #[error("`webhook-signature` must be `v1,` and an HMAC-SHA256 in base64")]
     UnreadableSignature,
-    /// The signature is of another body, or made with another secret.
+    /// The signature is for another body, or was made with another secret.
     #[error("the signature is wrong: it must be made with the signing secret over the body as it is sent")]
     WrongSignature,
 }
@@ -183,18 +184,18 @@ impl From<Denied> for AuthFailureLabel {
 }
 
 impl Auth {
-    /// A judge that accepts these credentials, or everybody if there are none.
+    /// Creates a judge that accepts these credentials, or everybody if there are none.
     pub fn new(settings: AuthSettings) -> Self {
         Self(Arc::new(RwLock::new(Current { settings: Arc::new(settings), read_again: None })))
     }
 
-    /// Judges by other credentials from now on.
+    /// Replaces the credentials.
     pub fn reload(&self, settings: AuthSettings) {
         self.0.write().expect(NO_PANIC).settings = Arc::new(settings);
     }
 
-    /// Judges a request by its headers, which arrived at `now`. `takes_api_key` says whether its route is one where an
-    /// `api_key` in the body counts.
+    /// Judges a request by its headers, which arrived at `now`. `takes_api_key` says whether an `api_key` in the body
+    /// counts on its route.
     ///
     /// # Errors
     /// When the sender may not send, whatever the body says.
@@ -231,15 +232,15 @@ impl Auth {
         }
     }
 
-    /// Whether the `api_key` of a body's envelope is one of the tokens.
+    /// True if the `api_key` of a body's envelope is one of the tokens.
     pub fn api_key_is_valid(&self, api_key: Raw<'_>) -> bool {
         let Some(text) = api_key.as_text() else { return false };
         self.prove(true, |settings| settings.is_token(&text.unescaped()).into())
     }
 
-    /// Whether the headers hold a signature of `body`, the bytes as they were received, by one of the signing secrets.
+    /// True if the headers hold a signature of `body`, the bytes as received, by one of the signing secrets.
     ///
-    /// Its age is [`Self::judge_head`]'s affair, since a body may take its time to arrive.
+    /// The age of the signature is checked by [`Self::judge_head`], since a body may take its time to arrive.
     pub fn signature_is_valid(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         let Ok(signed) = Signed::of(headers) else { return false };
         self.prove(true, |settings| {
@@ -258,7 +259,8 @@ impl Auth {
         })
     }
 
-    /// Whether the credentials prove a sender, those that the files hold now included if it presents another one.
+    /// True if the credentials prove the sender, after the files are read again for one that presents an unknown
+    /// credential.
     fn prove(&self, presents_any: bool, is_proven: impl Fn(&AuthSettings) -> bool) -> bool {
         let is_proven = |settings: Arc<AuthSettings>| is_proven(&settings);
         is_proven(self.settings()) || presents_any && self.read_again(Instant::now()) && is_proven(self.settings())
@@ -268,7 +270,7 @@ impl Auth {
         Arc::clone(&self.0.read().expect(NO_PANIC).settings)
     }
 
-    /// Reads the files again, unless that was done a moment ago. True if that has changed the credentials.
+    /// Reads the files again, unless that was done a moment ago. Returns true if that has changed the credentials.
     fn read_again(&self, now: Instant) -> bool {
         let Current { settings, read_again } = &mut *self.0.write().expect(NO_PANIC);
         let has_file = settings.token_file.is_some() || settings.signing_secret_file.is_some();
@@ -312,7 +314,7 @@ impl fmt::Debug for Auth {
     }
 }
 
-/// All that may be a token: of `Authorization` what follows `Bearer` and the whole, and `X-Connector-Token`.
+/// Yields whatever may be a token: of `Authorization` the part after `Bearer` and the whole, and `X-Connector-Token`.
 fn header_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let bearer = values(AUTHORIZATION).filter_map(|value| {
@@ -366,7 +368,7 @@ impl<'h> Signed<'h> {
 }
 
 impl Token {
-    /// What is pasted along with tokens, and is no part of them.
+    /// Text that is often pasted along with a token and is not part of it.
     pub const PREFIXES: &[&str] = &["Authorization:", "X-Connector-Token:", "Bearer "];
 }
 

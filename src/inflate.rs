@@ -1,59 +1,60 @@
-//! Compressed bodies, unpacked without trusting them.
+//! The decompression of bodies that cannot be trusted.
 //!
-//! A few bytes can stand for gigabytes, so memory is taken as the output grows, each step is announced before it is
-//! taken, and nothing is kept beyond the limit: a bomb costs what an honest body of that size costs.
+//! A few bytes can stand for gigabytes, so memory is allocated as the output grows, the caller is asked before each
+//! step, and nothing is kept beyond the limit: a bomb costs what an honest body of that size costs.
 
 use std::io::{self, Read};
 
 use flate2::bufread::{DeflateDecoder, GzDecoder, ZlibDecoder};
 use http::{HeaderMap, header::CONTENT_ENCODING};
 
-/// The least memory that is taken at once.
+/// The least memory that is allocated at once.
 const MIN_STEP: usize = 16 << 10;
 
-/// The most members of a gzip body: two for each element that a body may have, since some writers end one after each
-/// line. Each costs microseconds, even if it is empty, and so could let a body keep a processor busy for seconds.
+/// The most members of a gzip body: two for each element that a body may have, since some writers end a member after
+/// each line. Each costs microseconds, even if it is empty, so an endless row of them would keep a processor busy for
+/// seconds.
 const MAX_MEMBERS: usize = 20_000;
 
-/// How a body is compressed.
+/// The compression of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// RFC 1952, one member or many.
+    /// RFC 1952, with one member or many.
     Gzip,
-    /// RFC 1950 ("zlib"), which is what the name means in HTTP (RFC 9110, section 8.4.1.2); and RFC 1951 without
-    /// anything around it, which is what some senders take it to mean.
+    /// RFC 1950 ("zlib"), which is what `deflate` means in HTTP (RFC 9110, section 8.4.1.2), or a bare RFC 1951, which
+    /// is what some senders take it to mean.
     Deflate,
 }
 
-/// The body's encoding is not one that can be undone.
+/// The error of a content encoding that cannot be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the content encoding must be `gzip` or `deflate`, once, or none")]
 pub struct Unsupported;
 
-/// There is no room for more now.
+/// The error of a body for which there is no room at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the connector is reading as many bodies as it can")]
 pub struct NoRoom;
 
-/// Why a body could not be unpacked.
+/// The reason why a body could not be unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InflateError {
-    /// It is damaged, cut short, followed by something else, in too many pieces, or not compressed at all.
+    /// The body is damaged, cut short, followed by something else, in too many pieces, or not compressed at all.
     #[error("the body is not valid {}", .0.name())]
     Corrupt(Encoding),
-    /// It would be larger than the limit.
+    /// The body would be larger than the limit.
     #[error("the body is too large when unpacked")]
     TooLarge,
-    /// The caller had no room for it.
+    /// The caller had no room for the body.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
 }
 
 impl Encoding {
-    /// The encoding that the headers name; nothing if they name none.
+    /// Returns the encoding that the headers name, or `None` if they name none.
     ///
     /// # Errors
-    /// When it is another one, or several on top of each other.
+    /// When the headers name another encoding, or several on top of each other.
     pub fn of(headers: &HeaderMap) -> Result<Option<Self>, Unsupported> {
         let mut encoding = None;
         for value in headers.get_all(CONTENT_ENCODING) {
@@ -72,8 +73,8 @@ impl Encoding {
         Ok(encoding)
     }
 
-    /// The encoding that the body's first bytes show (RFC 1952, section 2.3.1), which no JSON begins with: some senders
-    /// pack a body and do not say so.
+    /// Recognises the encoding by the body's first bytes (RFC 1952, section 2.3.1), with which no JSON begins: some
+    /// senders compress a body and do not say so.
     pub fn of_content(body: &[u8]) -> Option<Self> {
         body.starts_with(&[0x1f, 0x8b]).then_some(Self::Gzip)
     }
@@ -88,11 +89,11 @@ impl Encoding {
 
 /// Unpacks `compressed` to at most `limit` bytes.
 ///
-/// Each time before it takes more memory it asks `grow` for that many bytes more; together they are what the result
-/// occupies. This keeps a processor busy for about as long as copying a few times `limit` takes.
+/// Before each allocation it asks `grow` for that many more bytes; their sum is what the result occupies. Unpacking
+/// keeps a processor busy for about as long as copying `limit` bytes a few times.
 ///
 /// # Errors
-/// See [`InflateError`]. What was grown by then is free again.
+/// See [`InflateError`]. The memory that `grow` has granted is free again by then.
 pub fn inflate(
     encoding: Encoding,
     compressed: &[u8],
@@ -104,13 +105,13 @@ pub fn inflate(
     let mut unpacked = Vec::new();
     let mut taken = 0;
     while taken < limit {
-        // It begins with a guess at how JSON of that size unpacks, and doubles.
+        // The first step is a guess at how JSON of that size unpacks; each later one doubles the memory.
         let step = taken.max(compressed.len().saturating_mul(4)).max(MIN_STEP).min(limit - taken);
         grow(step)?;
         taken += step;
         let space = taken - unpacked.len();
         unpacked.reserve_exact(space);
-        // With as much space as it may read, `read_to_end` takes no memory by itself.
+        // `read_to_end` allocates nothing itself when there is space for all that it may read.
         if (&mut unpacker).take(space as u64).read_to_end(&mut unpacked).map_err(corrupt)? < space {
             return Ok(unpacked);
         }
@@ -121,10 +122,10 @@ pub fn inflate(
     }
 }
 
-/// Unpacks `compressed` to at most `limit` bytes without keeping them: each piece is shown as it comes.
+/// Unpacks `compressed` to at most `limit` bytes without keeping them: `show` is given each piece as it comes.
 ///
 /// # Errors
-/// See [`InflateError`]; it never lacks room.
+/// See [`InflateError`]; there is always room.
 pub fn inflate_in_pieces(
     encoding: Encoding,
     compressed: &[u8],
@@ -144,7 +145,7 @@ pub fn inflate_in_pieces(
     }
 }
 
-/// What is in a compressed body, to the end of which there must be nothing else.
+/// The contents of a compressed body, after whose end nothing else may follow.
 enum Unpacker<'a> {
     Gzip(Members<'a>),
     Zlib(ZlibDecoder<&'a [u8]>),
@@ -153,8 +154,8 @@ enum Unpacker<'a> {
 
 impl<'a> Unpacker<'a> {
     fn new(encoding: Encoding, compressed: &'a [u8]) -> Self {
-        // A zlib header names method 8 and is a multiple of 31 (RFC 1950, section 2.2). A bare stream that begins so
-        // would begin with a stored block whose padding is not zero, which no compressor writes.
+        // A zlib header names method 8 and is a multiple of 31 (RFC 1950, section 2.2). A bare stream that began like
+        // that would begin with a stored block whose padding is not zero, which no compressor writes.
         let is_zlib = matches!(compressed, [method, flags, ..]
             if method & 0x0f == 8 && u16::from_be_bytes([*method, *flags]).is_multiple_of(31));
         match encoding {
@@ -179,7 +180,7 @@ impl Read for Unpacker<'_> {
     }
 }
 
-/// The members of a gzip body, one after the other, and the zeros or line ends that some writers put behind them.
+/// The members of a gzip body, one after the other, and the zeros or line ends that some writers put after them.
 struct Members<'a> {
     member: GzDecoder<&'a [u8]>,
     left: usize,
@@ -234,7 +235,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// The result, and how much memory was asked for.
+    /// Returns the result, and how much memory was asked for.
     fn unpack(encoding: Encoding, compressed: &[u8], limit: usize) -> (Result<Vec<u8>, InflateError>, usize) {
         let mut taken = 0;
         let unpacked = inflate(encoding, compressed, limit, |more| {
@@ -251,7 +252,7 @@ mod tests {
         (unpacked, taken)
     }
 
-    /// Does not compress away.
+    /// Returns bytes that do not compress.
     fn noise(len: usize) -> Vec<u8> {
         let mut random = fastrand::Rng::with_seed(1);
         std::iter::repeat_with(|| random.u8(..)).take(len).collect()

@@ -1,7 +1,7 @@
-//! The HTTP face: its settings, and how it begins and ends. The caller owns the listener and the reason to stop.
+//! The HTTP server: its settings, its start and its stop. The caller owns the listener and decides when to stop.
 //!
-//! `connections` accepts, `routes` tells paths apart, and `requests` is the way of a request with events; its `account`
-//! says what becomes of each, `reply` tells that, and `memory` bounds what bodies take.
+//! `connections` accepts, `routes` dispatches by path, and `requests` handles a request with events; its `account`
+//! records the fate of each event, `reply` is the answer, and `memory` bounds what bodies take.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -27,35 +27,35 @@ mod reply;
 mod requests;
 mod routes;
 
-/// How many connections wait to be accepted: PostHog's bursts must not be lost to the kernel's queue.
+/// The length of the queue of connections to accept: PostHog's bursts must not overflow it.
 const BACKLOG: u32 = 2048;
 
-/// Before the end of the grace: when requests in flight are answered, whatever became of their events.
+/// The time before the end of the grace at which requests in flight are answered, whatever became of their events.
 const REPLY_BEFORE_END: Duration = Duration::from_millis(500);
 
-/// How long replies that have been made may take to leave.
+/// The longest that finished replies may take to leave.
 const FLUSH_FOR: Duration = Duration::from_millis(200);
 
-/// The address, and the limits of a request.
+/// The address to listen on, and the limits of a request.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// How long a webhook request may take.
+    /// The longest that a webhook request may take.
     pub webhook_deadline: Duration,
-    /// How long a batch request may take.
+    /// The longest that a batch request may take.
     pub batch_deadline: Duration,
-    /// Bytes of a body, before and after decompression.
+    /// The most bytes of a body, before and after decompression.
     pub max_body: usize,
-    /// How long a stopping server may take to finish what it has.
+    /// The longest that a stopping server may take to finish its work.
     pub shutdown_grace: Duration,
-    /// How long a sender may take for the head of a request, and leave a connection idle. Not a setting of users: tests
-    /// make it shorter.
+    /// The longest that a sender may take for the head of a request, or leave a connection idle. Users cannot set it;
+    /// tests make it shorter.
     pub head_timeout: Duration,
 }
 
-/// The [`ServerSettings::head_timeout`] of every real service: more than the 10 s for which PostHog keeps an idle connection
-/// (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
+/// The [`ServerSettings::head_timeout`] of every real service: longer than the 10 s for which PostHog keeps an idle
+/// connection (`EXTERNAL_REQUEST_KEEP_ALIVE_TIMEOUT_MS`).
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Default for ServerSettings {
@@ -75,7 +75,7 @@ impl Default for ServerSettings {
 /// Binds a listener with a queue long enough for PostHog's bursts.
 ///
 /// # Errors
-/// When the address cannot be had.
+/// When the address cannot be bound.
 pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -83,23 +83,23 @@ pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// The HTTP face, and what it hands requests to.
+/// The HTTP server, with the parts to which it hands requests.
 #[derive(Debug)]
 pub struct Server {
-    /// The limits of a request, which may change. Where to listen is the caller's affair.
+    /// The limits of a request, which may change. The address to listen on is not used here.
     pub settings: watch::Receiver<ServerSettings>,
-    /// Who may send.
+    /// The judge of who may send.
     pub auth: Auth,
-    /// What is forwarded, and how.
+    /// The rules by which events are mapped.
     pub mapping: watch::Receiver<MappingSettings>,
-    /// Where it goes.
+    /// The outbox that takes the messages.
     pub outbox: Outbox,
-    /// Who counts it.
+    /// The metrics that count what happens.
     pub metrics: Metrics,
 }
 
 impl Server {
-    /// Serves until `shutdown`, then finishes what it has within the grace. Returns how many events were abandoned.
+    /// Serves until `shutdown`, then finishes its work within the grace. Returns how many events were abandoned.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> usize {
         let server = Arc::new(self);
         let head_timeout = server.settings.borrow().head_timeout;

@@ -1,4 +1,4 @@
-//! The whole service, put together from its parts: what `serve` runs, and `demo`, and the tests.
+//! The whole service, put together from its parts, for `serve`, `demo` and the tests.
 
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -12,23 +12,23 @@ use crate::{
     server::{Server, ServerSettings},
 };
 
-/// Everything that the parts want to know.
+/// The settings of all parts.
 #[derive(Clone, Debug)]
 pub struct ServiceSettings {
-    /// The HTTP face.
+    /// The HTTP server.
     pub server: ServerSettings,
-    /// Who may send.
+    /// The credentials of senders.
     pub auth: AuthSettings,
-    /// What is forwarded, and how.
+    /// The rules by which events are mapped.
     pub mapping: MappingSettings,
-    /// Where it goes.
+    /// The place to which events are posted.
     pub destination: DestinationSettings,
-    /// How it is delivered.
+    /// The rules of delivery.
     pub outbox: outbox::OutboxSettings,
 }
 
 impl ServiceSettings {
-    /// The most memory that the process takes, in bytes. `docs/delivery.md` says what the sum is made of.
+    /// Returns the most memory that the process takes, in bytes. `docs/delivery.md` lists the parts of the sum.
     fn memory_limit(&self) -> usize {
         let bodies = (4 * self.server.max_body + (8 << 20)).max(16 << 20);
         let sum = self.outbox.max_held + bodies + (104 << 20);
@@ -36,14 +36,14 @@ impl ServiceSettings {
     }
 }
 
-/// A service that is ready to serve: its outbox is at work already.
+/// A service that is ready to serve, with its outbox at work already.
 #[derive(Debug)]
 pub struct Service {
     server: Server,
     reload: Reload,
 }
 
-/// Changes the settings of a service while it runs.
+/// A handle that changes the settings of a service while it runs.
 #[derive(Clone, Debug)]
 pub struct Reload {
     settings: ServiceSettings,
@@ -54,7 +54,7 @@ pub struct Reload {
 }
 
 impl Service {
-    /// Puts the parts together, which count in `metrics`.
+    /// Puts the parts together. They count in `metrics`.
     pub fn new(settings: ServiceSettings, metrics: Metrics) -> Self {
         metrics.set_memory_limit(settings.memory_limit());
         let now = settings.clone();
@@ -67,30 +67,30 @@ impl Service {
         Self { server: Server { settings: settings_now, auth, mapping: mapping_now, outbox, metrics }, reload }
     }
 
-    /// What changes its settings while it serves.
+    /// Returns a handle that changes the settings while the service runs.
     pub fn reload(&self) -> Reload {
         self.reload.clone()
     }
 
-    /// What holds the events.
+    /// Returns the outbox, which holds the events.
     pub fn outbox(&self) -> &Outbox {
         &self.server.outbox
     }
 
-    /// Serves on `listener` until `shutdown`, and then until all is done or the grace is over. Returns how many events
-    /// were abandoned.
+    /// Serves on `listener` until `shutdown`, and then until its work is finished or the grace is over. Returns how
+    /// many events were abandoned.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> usize {
         self.server.serve(listener, shutdown).await
     }
 }
 
 impl Reload {
-    /// The settings as they are now.
+    /// Returns the current settings.
     pub fn settings(&self) -> &ServiceSettings {
         &self.settings
     }
 
-    /// Goes by other settings from now on. Returns the names of those that have changed and that only a restart changes.
+    /// Applies other settings. Returns the names of those that have changed but take a restart.
     pub fn reload(&mut self, mut settings: ServiceSettings) -> Vec<&'static str> {
         let old = &self.settings;
         let destination = Destination::new(settings.destination.clone());
@@ -102,7 +102,7 @@ impl Reload {
         settings.server.listen = old.server.listen;
         settings.server.max_body = old.server.max_body;
         settings.outbox.max_held = old.outbox.max_held;
-        // Refusals and pauses were about the old ones.
+        // Earlier refusals and pauses concern the old destination.
         let is_elsewhere = settings.destination.webhook_url != old.destination.webhook_url
             || settings.destination.authorization.value != old.destination.authorization.value
             || settings.mapping.format != old.mapping.format;

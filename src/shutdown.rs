@@ -1,7 +1,4 @@
-//! When to stop: the signals of a terminal and of those who run containers.
-//!
-//! * A stop by signal first delivers what it can within `delivery.shutdown_grace`, and names in the log what it could not.
-//!   Another signal, a second later or more, ends the process at once, after the same names.
+//! The signals that stop the process. `docs/delivery.md` says what a stop does.
 
 use std::{io, time::Duration};
 
@@ -11,15 +8,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Signals that come so close together are one: some supervisors send two, and a terminal and a parent one each.
+/// The time within which signals count as one: some supervisors send two, and a terminal and a parent process one each.
 const TOGETHER: Duration = Duration::from_secs(1);
 
-/// What signals ask for.
+/// The requests to stop that signals make.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
-    /// Cancelled by the first signal: stop in good order.
+    /// Cancelled by the first signal, to stop gracefully.
     pub asked: CancellationToken,
-    /// Cancelled by one that comes a second later or more: end at once.
+    /// Cancelled by a later signal, to end at once.
     pub at_once: CancellationToken,
 }
 

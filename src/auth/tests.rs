@@ -311,7 +311,7 @@ fn credentials_of_a_file_are_read_again_when_a_sender_presents_an_unknown_one() 
     write(&signing_secret_file, OTHER_SECRET);
     assert!(Auth::new(settings.clone()).signature_is_valid(&by_other, BODY));
 
-    // What nobody doubts is not read, and what cannot be read changes nothing.
+    // Files are not read for a known credential, and a file that cannot be read changes nothing.
     let auth = Auth::new(settings);
     assert!(is_proven(&auth, TOKEN));
     write(&token_file, "short");

@@ -16,36 +16,36 @@ use crate::{
 pub(super) struct Event {
     pub message: Message,
     pub identity: Identity,
-    /// Its uuid is not a random one, and so can be told again.
+    /// False if its uuid is random, which is of no use to the sender.
     pub has_own_id: bool,
 }
 
 /// One element of a body.
 #[derive(Debug)]
 pub(super) struct Element {
-    /// What is to be delivered; nothing if its fate was known at once.
+    /// The event to deliver; `None` if the element's fate was known at once.
     pub event: Option<Event>,
     pub fate: Fate,
 }
 
-/// What has become of an element.
+/// The fate of an element.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fate {
-    /// It was not taken in: the sender keeps it.
+    /// The event was not taken in: the sender keeps it.
     Returned,
-    /// It is in the outbox.
+    /// The event is in the outbox.
     UnderWay,
-    /// It has left the outbox.
+    /// The event has left the outbox.
     Ended(Outcome),
-    /// It is not forwarded.
+    /// The event is not forwarded.
     Filtered(Filtered),
-    /// It is no event.
+    /// The element is not an event.
     Invalid(Invalid),
-    /// It is larger than all that may be held.
+    /// The event is larger than all the memory for held events.
     TooLarge,
 }
 
-/// All elements of one request. Dropping it counts those that were not taken in as returned to the sender.
+/// All elements of one request. Dropping the account counts those that were not taken in as returned to the sender.
 #[derive(Debug)]
 pub(super) struct Account<'m> {
     pub elements: Vec<Element>,
@@ -53,7 +53,7 @@ pub(super) struct Account<'m> {
 }
 
 impl Element {
-    /// The memory that it takes, with its share of a list that grows by doubling.
+    /// The memory that the element takes, with its share of a list that grows by doubling.
     pub(super) fn allocated(&self) -> usize {
         2 * size_of::<Self>() + self.event.as_ref().map_or(0, |event| event.message.allocated())
     }
@@ -64,7 +64,7 @@ impl Element {
 }
 
 impl<'m> Account<'m> {
-    /// Opens the account, and counts what is settled already.
+    /// Opens the account, and counts the elements whose fate is settled already.
     pub(super) fn open(elements: Vec<Element>, metrics: &'m Metrics) -> Self {
         for element in &elements {
             match element.fate {
@@ -79,7 +79,7 @@ impl<'m> Account<'m> {
         Self { elements, metrics }
     }
 
-    /// Whether any event was handed over yet.
+    /// True if any event has been handed over.
     pub(super) fn has_begun(&self) -> bool {
         self.elements.iter().any(|element| matches!(element.fate, Fate::UnderWay | Fate::Ended(_)))
     }
@@ -88,13 +88,13 @@ impl<'m> Account<'m> {
         self.elements[index].fate = fate;
     }
 
-    /// Tells what became of all, and why Variance does not have some yet.
+    /// Reports what became of all elements. `why_held` gives the reason why Variance does not have some yet.
     pub(super) fn report(&self, why_held: impl FnOnce() -> String) -> Report {
         let mut report = Report { received: self.elements.len(), ..Report::default() };
         let mut held = Vec::new();
         for (index, element) in self.elements.iter().enumerate() {
             let (count, reason): (_, &dyn Display) = match &element.fate {
-                // An abandoned one is to the sender as it was before it was sent.
+                // For the sender, an abandoned event is like one that was never taken in.
                 Fate::Returned | Fate::UnderWay | Fate::Ended(Outcome::Abandoned(_)) => {
                     held.push(index);
                     continue;

@@ -1,7 +1,8 @@
-//! Connections, and what one may cost: how many there are, how long they may be silent, and what they read ahead.
+//! Connections, and limits on how many there are, how long they may be silent, and how much they read ahead.
 //!
-//! When there are as many as there may be, the one that has been idle longest is closed for a new one. Idle is which has no
-//! request of a sender that is known: so neither strangers nor what known senders keep open can keep anybody out.
+//! When no more are allowed, the one that has been idle longest is closed for a new one. A connection is idle unless it
+//! has a request of a known sender, so neither strangers nor connections that known senders keep open can keep anybody
+//! out.
 
 use std::{
     collections::BTreeMap,
@@ -42,19 +43,19 @@ use crate::{metrics::Metrics, repeated::Repeated};
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
 pub const MAX_CONNECTIONS: usize = 2048;
 
-/// The longest head of a request, and the most of a body that a connection reads ahead: with it a connection takes some
-/// 24 KiB at most, where hyper's own limit is over 400.
+/// The longest head of a request, and the most of a body that a connection reads ahead. With this limit a connection
+/// takes some 24 KiB at most; with hyper's own it would take over 400.
 const MAX_BUFFER: usize = 16 << 10;
 
-/// How long a sender may leave a reply unread before its connection is closed: nothing else bounds that.
+/// The longest that a sender may leave a reply unread before its connection is closed: nothing else bounds that.
 #[cfg(target_os = "linux")]
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a sender that has closed its side still gets a reply. One that is gone looks the same, and what is kept for it
-/// is kept for that long.
+/// The time in which a sender that has closed its side still gets a reply. A sender that is gone looks the same, so its
+/// request is kept for that long as well.
 const HALF_CLOSED_FOR: Duration = Duration::from_secs(5);
 
-/// How long after the sender's end its body may take to be read here.
+/// The time after the sender's end in which its body may still be read here.
 const END_OF_BODY_FOR: Duration = Duration::from_secs(1);
 
 /// All connections of a server.
@@ -69,42 +70,42 @@ pub(super) struct Connections {
 #[derive(Debug, Default)]
 pub(super) struct Idle {
     seats: Mutex<Seats>,
-    /// There is one more.
+    /// Notified when there is one more.
     more: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Seats {
     last: u64,
-    /// By when they became idle.
+    /// Idle connections, in the order in which they became idle.
     by_age: BTreeMap<u64, CancellationToken>,
 }
 
 /// The place of one connection.
 #[derive(Debug)]
 pub(super) struct Seat {
-    /// Who sends: a proxy, where there is one.
+    /// The sender's address: a proxy's, where there is one.
     pub(super) peer: SocketAddr,
     idle: Arc<Idle>,
-    /// Ends the connection.
+    /// Cancelled to end the connection.
     close: CancellationToken,
-    /// Its place among the idle; zero while it has none.
+    /// The connection's key among the idle; zero while it is not idle.
     since: AtomicU64,
-    /// A request has come in whole and is not answered yet.
+    /// True while a request has come in whole and is not answered yet.
     is_owed_reply: AtomicBool,
 }
 
-/// A connection that is not closed for another as long as this is there.
+/// A guard: its connection is not closed for another while it exists.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<Seat>);
 
 impl Connections {
-    /// None yet.
+    /// Creates an empty set of connections.
     pub(super) fn new(head_timeout: Duration) -> Self {
         Self { head_timeout, tracker: TaskTracker::new(), ending: CancellationToken::new(), idle: Arc::default() }
     }
 
-    /// Accepts connections and serves each in a task of its own, for ever.
+    /// Accepts connections and serves each in a task of its own, forever.
     pub(super) async fn accept(&self, listener: TcpListener, router: &Router, metrics: &Metrics) -> Infallible {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let failures = Repeated::default();
@@ -112,7 +113,7 @@ impl Connections {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Most often there are no descriptors left: only time can help.
+                    // Usually there are no descriptors left, and only time can help.
                     if let Some(times) = failures.note(Instant::now()) {
                         tracing::warn!(times, %error, "connections could not be accepted");
                     }
@@ -132,7 +133,7 @@ impl Connections {
         }
     }
 
-    /// Waits for there to be fewer connections than there may be, and closes an idle one for that.
+    /// Waits until there are fewer connections than the limit, and closes an idle one if need be.
     async fn make_room(&self, permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
         let mut permit = pin!(Arc::clone(permits).acquire_owned());
         loop {
@@ -146,7 +147,7 @@ impl Connections {
         }
     }
 
-    /// Lets each finish the request that it is in, and waits until there are none.
+    /// Lets each connection finish its current request, and waits until there are none.
     pub(super) async fn end(&self) {
         self.ending.cancel();
         self.tracker.close();
@@ -155,7 +156,7 @@ impl Connections {
 }
 
 impl Idle {
-    /// Closes the connection that has been idle longest. False if there is none.
+    /// Closes the connection that has been idle longest. Returns false if there is none.
     fn close_longest(&self) -> bool {
         let longest = self.lock().by_age.pop_first();
         longest.inspect(|(_, close)| close.cancel()).is_some()
@@ -179,12 +180,12 @@ impl Seat {
         Arc::new(seat)
     }
 
-    /// The request has come in whole. Even if its sender closes its side now, it is owed a reply.
+    /// Notes that the request has come in whole. Even if its sender closes its side now, it is owed a reply.
     pub(super) fn owe_reply(&self) {
         self.is_owed_reply.store(true, Ordering::Relaxed);
     }
 
-    /// Keeps the connection: its sender is known, and waits for a reply.
+    /// Keeps the connection from being closed for another: its sender is known and waits for a reply.
     pub(super) fn keep(self: &Arc<Self>) -> Busy {
         self.leave();
         Busy(Arc::clone(self))
@@ -241,7 +242,7 @@ async fn connection(
     let reading = Reading { stream: reading, seat: Arc::clone(seat), end: None };
     let mut connection = pin!(http.serve_connection(TokioIo::new(join(reading, writing)), answer));
     let result = tokio::select! {
-        // First what is to be written: a connection is closed for another only after that.
+        // Writing goes first: a connection is closed for another only when nothing is left to write.
         biased;
         result = connection.as_mut() => result,
         () = seat.close.cancelled() => Ok(()),
@@ -255,18 +256,18 @@ async fn connection(
     }
 }
 
-/// What a sender writes. That it writes no more ends a request whose body is whole only after a while: the sender may have
-/// closed just its own side, and wait for the reply.
+/// The side of a connection that reads. The sender's end is passed on only after a while, because the sender may have
+/// closed just its own side and be waiting for the reply.
 struct Reading {
     stream: OwnedReadHalf,
     seat: Arc<Seat>,
     end: Option<End>,
 }
 
-/// An end that has come and is yet to be passed on.
+/// An end of the stream that has come and is yet to be passed on.
 struct End {
     due: Pin<Box<Sleep>>,
-    /// The body was whole.
+    /// True if the body was whole.
     was_owed_reply: bool,
 }
 
@@ -296,8 +297,8 @@ impl AsyncRead for Reading {
     }
 }
 
-/// Lets replies leave at once, and bounds how long they may wait for their reader; the latter on Linux alone, where the
-/// service is meant to run: others have no such option.
+/// Lets replies leave at once, and bounds how long they may wait for their reader. The bound is set on Linux alone,
+/// where the service is meant to run: other systems have no such option.
 fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]

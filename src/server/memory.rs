@@ -1,8 +1,8 @@
-//! The memory that bodies may take, and what is made of them.
+//! Limits on the memory of bodies and of what is made from them.
 //!
-//! Each byte is charged to the route when it is there. Those of senders who are not known yet are charged to the strangers
-//! as well, who have less: whatever they send, the known find room. Among strangers the one that began first makes room
-//! for the others, so that one that hangs, or ever so many, keep nobody out.
+//! Each byte is charged to the route once it has arrived. The bytes of senders who are not known yet are also charged
+//! to the strangers, who have less: whatever they send, there is room for the known. Among strangers, bodies that began
+//! first make room for later ones, so that those that hang, however many, keep nobody out.
 
 use std::{
     collections::BTreeMap,
@@ -15,18 +15,18 @@ use tokio_util::sync::CancellationToken;
 use super::connections::{Busy, Seat};
 use crate::inflate::NoRoom;
 
-/// What a route needs beside its bodies: what is made of a body can take more than that, and if there were no room for it
-/// even by itself, there never would be.
+/// The memory of a route beyond its bodies. The events of a body can take more than the body, and if there were no room
+/// for them even alone, there never would be.
 const BESIDE_BODIES: usize = 4 << 20;
 
 /// The least memory for the bodies of a route, for the same reason.
 const MIN_OF_ROUTE: usize = 8 << 20;
 
-/// Bytes that the bodies of a route may take together, with what is made of them.
+/// The bytes that the bodies of a route may take together, with what is made from them.
 #[derive(Clone, Debug)]
 pub(super) struct Memory(Arc<Semaphore>);
 
-/// Bytes that the bodies of all senders may take together who are not known yet.
+/// The bytes that the bodies of all unknown senders may take together.
 #[derive(Clone, Debug)]
 pub(super) struct Strangers(Arc<Mutex<Bodies>>);
 
@@ -34,18 +34,18 @@ pub(super) struct Strangers(Arc<Mutex<Bodies>>);
 struct Bodies {
     room: usize,
     began: u64,
-    /// By when they began.
+    /// The bodies, in the order in which they began.
     bodies: BTreeMap<u64, StrangersBody>,
 }
 
 #[derive(Debug)]
 struct StrangersBody {
     bytes: usize,
-    /// Tells it to make room; nothing while it cannot.
+    /// Cancelled to make the body give way; `None` while it cannot.
     gives_way: Option<CancellationToken>,
 }
 
-/// What one body takes; dropping it gives that back.
+/// The memory of one body, which is given back on drop.
 #[derive(Debug)]
 pub(super) struct Charge {
     route: OwnedSemaphorePermit,
@@ -59,19 +59,19 @@ enum Sender {
         began: u64,
         gives_way: CancellationToken,
     },
-    /// Its connection is kept until it is answered.
+    /// The connection is kept until the request is answered.
     Known {
         _busy: Busy,
     },
 }
 
 impl Memory {
-    /// What a route needs where a body may have that many bytes.
+    /// Creates the memory of a route whose bodies may have `max_body` bytes.
     pub(super) fn of_route(max_body: usize) -> Self {
         Self::new(Self::bytes_of_route(max_body))
     }
 
-    /// The same in bytes.
+    /// Returns the size of that memory.
     pub(super) fn bytes_of_route(max_body: usize) -> usize {
         (2 * max_body + BESIDE_BODIES).max(MIN_OF_ROUTE)
     }
@@ -106,7 +106,7 @@ impl Strangers {
 }
 
 impl Bodies {
-    /// Takes more for the body that began then. Those that began first make room for it, up to itself.
+    /// Takes more for the body that began as number `began`. Bodies that began before it make room for it.
     fn grow(&mut self, began: u64, bytes: usize) -> Result<(), NoRoom> {
         while self.room < bytes {
             let first = self.bodies.iter().find(|(_, body)| body.gives_way.is_some());
@@ -129,15 +129,15 @@ impl Bodies {
 }
 
 impl Charge {
-    /// Nothing yet, to grow within the memory of a route and within that of strangers.
+    /// Creates an empty charge, which grows within the memory of a route and that of strangers.
     pub(super) fn new(route: &Memory, strangers: &Strangers) -> Self {
         Self { route: route.take(0).expect("there is always room for nothing"), sender: strangers.begin() }
     }
 
-    /// Takes more.
+    /// Takes more memory.
     ///
     /// # Errors
-    /// When there is no room for that. Nothing is taken then.
+    /// When there is no room for that, and nothing is taken.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
         let more = Memory(Arc::clone(self.route.semaphore())).take(bytes)?;
         if let Sender::Stranger { strangers, began, .. } = &self.sender {
@@ -147,22 +147,23 @@ impl Charge {
         Ok(())
     }
 
-    /// What it is so far.
+    /// The bytes so far.
     pub(super) fn bytes(&self) -> usize {
         self.route.num_permits()
     }
 
-    /// Gives back what is over `bytes`.
+    /// Gives back whatever is over `bytes`.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
         drop(self.route.split(self.bytes().saturating_sub(bytes)));
     }
 
-    /// The sender is proven now: its body is no stranger's, and its connection is kept until it is answered.
+    /// Notes that the sender is proven: its body is no longer a stranger's, and its connection is kept until the
+    /// request is answered.
     pub(super) fn prove(&mut self, seat: &Arc<Seat>) {
         self.sender = Sender::Known { _busy: seat.keep() };
     }
 
-    /// From here on the body does not give way to others: it is in use.
+    /// Keeps the body from giving way to others from now on, because it is in use.
     pub(super) fn stay(&self) {
         if let Sender::Stranger { strangers, began, .. } = &self.sender
             && let Some(body) = strangers.lock().bodies.get_mut(began)
@@ -229,7 +230,7 @@ mod tests {
         assert_eq!([first.grow(4), second.grow(4), third.grow(5)], [Ok(()); 3]);
         assert_eq!([&first, &second, &third].map(gives_way), [true, false, false]);
         assert_eq!(first.grow(1), Err(NoRoom), "it has given way");
-        // What is in use stays.
+        // A body in use stays.
         second.stay();
         assert_eq!(fourth.grow(2), Ok(()));
         assert_eq!([&second, &third].map(gives_way), [false, true]);

@@ -1,4 +1,4 @@
-//! What a sender is told.
+//! The reply to a sender.
 
 use std::fmt::Display;
 
@@ -11,23 +11,23 @@ use serde::Serialize;
 
 use crate::inflate::NoRoom;
 
-/// How many problems a reply names.
+/// The most problems that a reply names.
 const MAX_PROBLEMS: usize = 20;
 
-/// The account of one request: what became of each of its events.
+/// The report on one request: the number of its events by what became of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Report {
     /// Events in the body.
     pub received: usize,
-    /// Variance has them.
+    /// Events that Variance has.
     pub delivered: usize,
-    /// Not forwarded, on purpose.
+    /// Events that were left out on purpose.
     pub filtered: usize,
-    /// Variance will not have them.
+    /// Events that Variance refused.
     pub refused: usize,
-    /// No events at all.
+    /// Elements that are not events.
     pub invalid: usize,
-    /// Variance does not have them yet.
+    /// Events that Variance does not have yet.
     pub held: usize,
     /// The first of those that are refused, invalid or held.
     pub problems: Vec<Problem>,
@@ -42,12 +42,12 @@ pub(super) struct Problem {
     /// Its uuid, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// Why, in words for the user of PostHog.
+    /// The reason, in words for the user of PostHog.
     pub reason: String,
 }
 
 impl Report {
-    /// Names a problem, if there is room for it.
+    /// Adds a problem, if there is room for it.
     pub(super) fn problem(&mut self, index: usize, uuid: Option<&str>, reason: impl Display) {
         if self.problems.len() < MAX_PROBLEMS {
             let uuid = uuid.map(str::to_owned);
@@ -55,7 +55,7 @@ impl Report {
         }
     }
 
-    /// The status that says whether to send the request again.
+    /// Returns the status that says whether to send the request again.
     pub(super) fn status(&self) -> StatusCode {
         if self.held > 0 {
             StatusCode::SERVICE_UNAVAILABLE
@@ -74,14 +74,14 @@ pub(super) struct Reply {
     pub status: StatusCode,
     /// The body.
     pub report: Report,
-    /// When to come back, in seconds.
+    /// The seconds after which to send again.
     pub retry_after: Option<u64>,
-    /// Whether this connection ends here.
+    /// True to close the connection after this reply.
     pub close: bool,
 }
 
 impl Reply {
-    /// A reply to a request as a whole.
+    /// Creates a reply to a request as a whole.
     pub(super) fn error(status: StatusCode, reason: impl Into<String>) -> Self {
         let problem = Problem { index: None, uuid: None, reason: reason.into() };
         let report = Report { problems: vec![problem], ..Report::default() };
@@ -95,17 +95,17 @@ impl Reply {
         Self::error(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than server.max_body ({limit})"))
     }
 
-    /// The reply to a path that there is not.
+    /// The reply to an unknown path.
     pub(super) fn no_such_path() -> Self {
         Self::error(StatusCode::NOT_FOUND, "no such path: events go to /webhook or /batch")
     }
 
-    /// The reply to a method that the path does not have. The router adds which there are.
+    /// The reply to a method that the path does not have. The router adds the list of those that it has.
     pub(super) fn no_such_method() -> Self {
         Self::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path")
     }
 
-    /// The reply of a service that is about to stop.
+    /// The reply of a service that is stopping.
     pub(super) fn draining() -> Self {
         let reply = Self::error(StatusCode::SERVICE_UNAVAILABLE, "the connector is stopping: send it again");
         Self { close: true, ..reply }

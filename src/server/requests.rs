@@ -1,14 +1,14 @@
-//! A request with events, from its head to its reply: its sender is authenticated, its body is read, unpacked and decoded,
-//! its events are handed over, and the reply tells what became of them.
+//! The handling of a request with events, from its head to its reply: its sender is authenticated, its body is read,
+//! unpacked and decoded, its events are handed over, and the reply says what became of them.
 //!
-//! The order is headers, bytes, proof, work. What a sender without a credential can cost at most:
+//! The order is headers, bytes, proof, work. At most, a sender without a credential can cost:
 //!
-//! * Where the headers decide ([`Proof`] or an early reply): those, and what still comes of the body, thrown away for
-//!   [`DISCARD_FOR`].
+//! * Where the headers decide ([`Proof`] or an early reply): the headers, and the rest of the body, which is read and
+//!   thrown away for [`DISCARD_FOR`].
 //! * Where the body may decide: its bytes as they arrive, charged to the route and to [`Strangers`], within
-//!   `server.max_body` and [`BODY_TIMEOUT`]. For a signature an HMAC for each secret; for an `api_key` one walk. Up to
-//!   [`LARGE`] this is done at once. Beyond that, and for what is packed, it is done one body at a time in a thread that
-//!   known senders never wait for; unpacked bytes go by in small pieces.
+//!   `server.max_body` and [`BODY_TIMEOUT`]; for a signature an HMAC for each secret; for an `api_key` one walk. Up to
+//!   [`LARGE`] this is done at once. For larger bodies, and for an `api_key` in a compressed one, it is done one body
+//!   at a time in a thread that known senders never wait for; unpacked bytes pass in small pieces.
 //! * Its connection, until there are too many and it is the one that has been idle longest.
 
 use std::{
@@ -47,40 +47,40 @@ use crate::{
     repeated::Repeated,
 };
 
-/// How many events of one request are in the outbox at once: a batch can neither fill the memory nor keep webhooks
+/// The most events of one request that are in the outbox at once: a batch can neither fill the memory nor keep webhooks
 /// waiting.
 const WINDOW: usize = 256;
 
 /// The longest that a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the rest of a body is read after an early reply, so that the sender gets to read that.
+/// The time for which the rest of a body is read after an early reply, so that the sender gets to read the reply.
 const DISCARD_FOR: Duration = Duration::from_secs(5);
 
-/// What is lent to the mapping at first: most messages find room there, and it need not grow.
+/// The initial size of the buffer for the mapping: most messages find room in it.
 const SCRATCH: usize = 4 << 10;
 
-/// The largest body that is decoded while all others wait: that takes a fraction of a millisecond.
+/// The largest body that is decoded while all others wait, which takes a fraction of a millisecond.
 const LARGE: usize = 256 << 10;
 
-/// The same for one that is packed, which can become a thousand times as large.
+/// The same for a compressed body, which can become a thousand times as large.
 const LARGE_PACKED: usize = 1 << 10;
 
-/// What every request with events needs.
+/// The parts that every request with events needs.
 #[derive(Debug)]
 pub(super) struct Requests {
     server: Arc<Server>,
     pub(super) webhook: Route,
     pub(super) batch: Route,
     strangers: Strangers,
-    /// For the one large body whose sender is being found out.
+    /// Held by the one large body whose sender is being authenticated.
     large_bodies_of_strangers: Arc<Semaphore>,
-    /// For the one large body of a known sender that is being decoded.
+    /// Held by the one large body of a known sender that is being decoded.
     large_bodies: Arc<Semaphore>,
     refusals: Repeated,
-    /// Nothing more is taken in.
+    /// Cancelled when nothing more is to be taken in.
     pub(super) draining: CancellationToken,
-    /// Every request is answered with what has become of its events by now.
+    /// Cancelled when every request is to be answered with what has become of its events by then.
     pub(super) reply_now: CancellationToken,
     in_flight: TaskTracker,
 }
@@ -96,7 +96,7 @@ pub(super) struct Route {
 struct Received {
     bytes: Vec<u8>,
     encoding: Option<Encoding>,
-    /// For the bytes, and for what is made of them.
+    /// The memory for the bytes, and for what is made from them.
     charge: Charge,
 }
 
@@ -118,19 +118,19 @@ impl Requests {
         }
     }
 
-    /// How long a request may take.
+    /// Returns the longest that a request may take.
     fn deadline(&self, route: &Route) -> Duration {
         let settings = self.server.settings.borrow();
         if route.label == RouteLabel::Batch { settings.batch_deadline } else { settings.webhook_deadline }
     }
 
-    /// Waits until no request is in flight. None that comes later is waited for.
+    /// Waits until no request is in flight. Requests that come later are not waited for.
     pub(super) async fn answered(&self) {
         self.in_flight.close();
         self.in_flight.wait().await;
     }
 
-    /// Answers a request, and counts that.
+    /// Answers a request, and counts the reply.
     pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Body>, seat: &Arc<Seat>) -> Reply {
         let _in_flight = self.in_flight.token();
         let start = Instant::now();
@@ -147,8 +147,7 @@ impl Requests {
         reply
     }
 
-    /// What is to be done about each element of a request whose sender may send, and the memory for it. The order is:
-    /// headers, bytes, proof, work.
+    /// Decides what to do about each element of a request, if its sender may send. Also returns the memory for them.
     async fn take(
         self: &Arc<Self>,
         route: &Route,
@@ -204,7 +203,7 @@ impl Requests {
         Ok(decoded)
     }
 
-    /// Reads a whole body until `deadline`. What has not been read is left in `body`. The buffer grows with what has
+    /// Reads a whole body until `deadline`. Whatever has not been read stays in `body`. The buffer grows with what has
     /// arrived, not with what was announced, and is charged as it grows.
     async fn read(&self, body: &mut Body, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
         let max_body = self.server.settings.borrow().max_body;
@@ -242,7 +241,7 @@ impl Requests {
         }
     }
 
-    /// Whether a body proves its sender, by a signature or by the `api_key` of its envelope.
+    /// Decides whether a body proves its sender, by a signature or by the `api_key` of its envelope.
     async fn prove(
         self: &Arc<Self>,
         received: Received,
@@ -266,7 +265,7 @@ impl Requests {
         self.aside(&self.large_bodies_of_strangers, received, deadline, prove).await
     }
 
-    /// Whether the envelope of a body has a token. Nothing of the body is kept for that, nor made of it.
+    /// True if the envelope of a body has a valid token. To find it, nothing of the body is kept or decoded.
     fn has_api_key(&self, received: &Received) -> bool {
         let mut walk = ApiKeyWalk::default();
         match received.encoding {
@@ -281,7 +280,7 @@ impl Requests {
         walk.api_key().is_some_and(|api_key| self.server.auth.api_key_is_valid(api_key))
     }
 
-    /// Does something about a body in a thread of its own, when it has the slot for that.
+    /// Runs `work` on a body in a thread of its own, once the slot for that is free.
     async fn aside<T: Send + 'static>(
         self: &Arc<Self>,
         slot: &Arc<Semaphore>,
@@ -301,12 +300,12 @@ impl Requests {
         };
         received.charge.stay();
         let requests = Arc::clone(self);
-        // It may go on when nobody waits any longer: nothing is taken in by it.
+        // The work may go on when nobody waits for it any longer, which is harmless: it takes no event in.
         let done = spawn_blocking(move || (work(&requests, received), thread));
         Ok(done.await.expect("it does not panic, and nobody ends it").0)
     }
 
-    /// Unpacks and decodes a body, and lets it go: what is kept of it is less.
+    /// Unpacks and decodes a body, and drops it, since its elements take less memory.
     fn decode(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Element>, Charge), Reply> {
         let Received { mut bytes, encoding, mut charge } = received;
         let max_body = self.server.settings.borrow().max_body;
@@ -349,7 +348,7 @@ impl Requests {
         Ok((body.elements, charge))
     }
 
-    /// Decides what is to be done about an element. Nothing is taken in by that. `scratch` lends its memory.
+    /// Decides what to do about an element, without taking it in. The memory of `scratch` is used on the way.
     fn element(&self, element: posthog::Element<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Element {
         let event = match element.event {
             Ok(event) => event,
@@ -369,11 +368,11 @@ impl Requests {
         Element { event: Some(event), fate: Fate::Returned }
     }
 
-    /// Hands the events over, and tells what has become of them by `deadline`.
+    /// Hands the events over, and replies with what has become of them by `deadline`.
     async fn forward(&self, elements: Vec<Element>, deadline: Instant) -> Reply {
         let Server { outbox, metrics, .. } = &*self.server;
         let mut account = Account::open(elements, metrics);
-        // While Variance takes none, nothing is waited for.
+        // While attempts are paused, waiting would be in vain.
         let deadline = outbox.paused().is_none().then_some(deadline);
         let handed_over = self.hand_over(&mut account, deadline).await;
         let report = account.report(|| match (handed_over, outbox.health().reason) {
@@ -390,11 +389,11 @@ impl Requests {
         Reply { status, report, retry_after, close: self.draining.is_cancelled() }
     }
 
-    /// Hands the events over in their order, a window at a time, and waits for what becomes of them; without a deadline
-    /// not at all.
+    /// Hands the events over in their order, a window at a time, and waits for their outcomes until the deadline;
+    /// without one, it does not wait.
     ///
     /// # Errors
-    /// When there is no room for the first one. If there is none for a later one, that is waited for.
+    /// When there is no room for the first event. Room for a later one is waited for.
     async fn hand_over(&self, account: &mut Account<'_>, deadline: Option<Instant>) -> Result<(), NoRoom> {
         let Server { outbox, metrics, .. } = &*self.server;
         let (request, mut under_way) = (outbox.request(), FuturesUnordered::new());
@@ -437,7 +436,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Waits for something until it is time to reply; without a deadline that is now.
+    /// Waits for something until it is time to reply, which is at once if there is no deadline.
     async fn wait<T>(&self, news: impl Future<Output = T>, deadline: Option<Instant>) -> Option<T> {
         let time_to_reply = async {
             if let Some(deadline) = deadline {
@@ -451,7 +450,7 @@ impl Requests {
         }
     }
 
-    /// The reply to a sender without a right credential.
+    /// Replies to a sender without a valid credential, and logs that.
     fn deny(&self, denied: Denied, route: &Route, headers: &HeaderMap, peer: SocketAddr) -> Reply {
         self.server.metrics.auth_failed(denied.into());
         if let Some(requests) = self.refusals.note(Instant::now()) {
@@ -461,8 +460,8 @@ impl Requests {
         Reply::error(StatusCode::UNAUTHORIZED, denied.to_string())
     }
 
-    /// Reads on for a while and throws away, so that a sender that is replied to early is not cut off before it has read
-    /// its reply. Not for long, and not when the server stops.
+    /// Reads the rest of a body for a while and throws it away, so that a sender with an early reply is not cut off
+    /// before it has read the reply. Ends at once when the server stops.
     pub(super) fn discard(&self, mut body: Body) {
         if body.is_end_stream() {
             return;
@@ -476,7 +475,8 @@ impl Requests {
     }
 }
 
-/// The addresses that `X-Forwarded-For` claims, if it looks like that: a sender can write anything there.
+/// Returns the addresses that `X-Forwarded-For` claims, if it looks like a list of them: a sender can write anything
+/// there.
 fn claimed_addresses(headers: &HeaderMap) -> Option<&str> {
     const LONGEST: usize = 200;
     let claimed = headers.get("x-forwarded-for")?.to_str().ok()?;
@@ -484,7 +484,8 @@ fn claimed_addresses(headers: &HeaderMap) -> Option<&str> {
     (claimed.len() <= LONGEST && claimed.bytes().all(is_address)).then_some(claimed)
 }
 
-/// Whether the body may be JSON by its type: senders often leave it out, some say it twice, and browsers say `text/plain`.
+/// True if the content type allows for JSON: senders often leave it out, some send it twice, and browsers say
+/// `text/plain`.
 fn is_json(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_TYPE).into_iter().all(|value| {
         let types = value.to_str().unwrap_or("unreadable").split(',');

@@ -1,4 +1,4 @@
-//! The paths, and what does not take events: health and metrics.
+//! The paths, and the handlers of those that do not take events: health and metrics.
 
 use std::{
     sync::Arc,
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::metrics::{self, RouteLabel};
 
-/// What answers every request.
+/// The state that all handlers share.
 #[derive(Debug)]
 pub(super) struct Routes {
     pub server: Arc<Server>,
@@ -36,7 +36,8 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// The router of all paths. Each connection asks through [`one_slash`], and says which it is by an extension.
+    /// Builds the router of all paths. A connection first passes the path through [`one_slash`], and adds its [`Seat`]
+    /// to the request as an extension.
     pub(super) fn router(self) -> Router {
         let webhook = async |State(routes): State<Arc<Self>>, Extension(seat): Extension<Arc<Seat>>, request| {
             routes.requests.answer(&routes.requests.webhook, request, &seat).await
@@ -57,7 +58,7 @@ impl Routes {
             .with_state(Arc::new(self))
     }
 
-    /// A reply to a request whose body nobody wants.
+    /// Replies to a request whose body is not needed.
     fn early(&self, reply: Reply, request: Request<Body>) -> Reply {
         self.requests.discard(request.into_body());
         self.server.metrics.replied(RouteLabel::Other, reply.status, Duration::ZERO);
@@ -99,7 +100,7 @@ impl Routes {
     }
 }
 
-/// Takes the slash at the end of a path away, and all but one at its beginning: neither changes anything.
+/// Removes the slash at the end of a path, and all but one at its beginning: neither changes the meaning.
 pub(super) fn one_slash(uri: &mut Uri) {
     let path = uri.path();
     let trimmed = path.trim_start_matches('/');
@@ -113,7 +114,7 @@ pub(super) fn one_slash(uri: &mut Uri) {
     *uri = Uri::from_parts(parts).expect("a path alone is an address");
 }
 
-/// What `/healthz` and `/readyz` say, in the order in which people read it.
+/// The body of `/healthz` and `/readyz`, in the order in which people read it.
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
@@ -123,7 +124,7 @@ struct Health {
     held: Held,
 }
 
-/// What is known of Variance.
+/// The state of Variance.
 #[derive(Serialize)]
 struct Destination {
     state: &'static str,
@@ -132,7 +133,7 @@ struct Destination {
     last_success: Option<String>,
 }
 
-/// What Variance does not have yet.
+/// The events that Variance does not have yet.
 #[derive(Serialize)]
 struct Held {
     events: usize,

@@ -1,11 +1,10 @@
-//! JSON as it stands in the sender's bytes: checked and cut into slices, never copied or rebuilt.
+//! JSON as slices of the sender's bytes, which are checked but never rebuilt.
 //!
 //! PostHog's values must reach Variance digit for digit and escape for escape, and of a repeated key the last counts.
-//! `serde_json` can keep a value's text (`RawValue`), but reads it again at every level that is looked into, and its
-//! structs take a repeated key for an error. This module walks over the bytes once, by the grammar of RFC 8259, and cuts
-//! slices out of them wherever it is told to; strings, which are most of a body, pass eight bytes at a time. It leaves to
-//! `serde_json` what that does as well: undoing escapes. A property test holds it to accepting exactly what `serde_json`
-//! accepts.
+//! `serde_json` can keep a value's text (`RawValue`), but reads it again at every level below, and its structs reject a
+//! repeated key. This module walks over the bytes once, by the grammar of RFC 8259, and cuts slices out of them where
+//! the caller asks for it; strings, which are most of a body, pass eight bytes at a time. Undoing escapes is left to
+//! `serde_json`. A property test checks that both accept exactly the same texts.
 
 use std::borrow::Cow;
 
@@ -13,9 +12,9 @@ pub use self::scanner::Scanner;
 
 mod scanner;
 
-/// One JSON value as it stood in the text, without white space around it.
+/// One JSON value as it stands in the text, without white space around it.
 ///
-/// Only a [`Scanner`] makes one of a text, so that has been checked. The default is `null`.
+/// Only a [`Scanner`] makes one, so the text has been checked. The default is `null`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raw<'a>(&'a str);
 
@@ -25,25 +24,25 @@ impl Default for Raw<'_> {
     }
 }
 
-/// An object as it stood in the text, or as a string in the text had it. Only [`Raw::object_text`] makes one, so it has been
-/// checked.
+/// An object as it stands in the text, or inside a string of the text. Only [`Raw::object_text`] makes one, so it has
+/// been checked.
 #[derive(Clone, Debug)]
 pub struct ObjectText<'a>(Cow<'a, str>);
 
-/// The inside of a JSON string as it stood in the text: without its quotes, escapes still in place.
+/// The inside of a JSON string as it stands in the text: without its quotes, escapes still in place.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
     inside: &'a str,
     escaped: bool,
 }
 
-/// Where and why a text is not JSON.
+/// A departure of a text from JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected} at byte {offset}")]
 pub struct SyntaxError {
     /// Bytes from the start of the text.
     pub offset: usize,
-    /// What the grammar allows there.
+    /// The pieces that the grammar allows there.
     pub expected: &'static str,
 }
 
@@ -51,7 +50,7 @@ impl<'a> Raw<'a> {
     /// Checks that `text` is one JSON value with nothing but white space around it.
     ///
     /// # Errors
-    /// Where the text departs from RFC 8259.
+    /// When the text departs from RFC 8259.
     pub fn parse(text: &'a str) -> Result<Self, SyntaxError> {
         let mut scanner = Scanner::new(text);
         let value = scanner.value()?;
@@ -64,13 +63,14 @@ impl<'a> Raw<'a> {
         self.0
     }
 
-    /// The value, or nothing if it is `null`.
+    /// Returns the value, or `None` if it is `null`.
     #[inline]
     pub fn non_null(self) -> Option<Self> {
         (self.0 != "null").then_some(self)
     }
 
-    /// The value, or nothing if JavaScript takes it for false: `null`, `false`, `""` and every way to write zero.
+    /// Returns the value, or `None` if JavaScript takes it for false: `null`, `false`, `""` and every way to write
+    /// zero.
     pub fn truthy(self) -> Option<Self> {
         let falsy = match self.0.as_bytes()[0] {
             b'"' => self.0 == "\"\"",
@@ -81,29 +81,29 @@ impl<'a> Raw<'a> {
         (!falsy).then_some(self)
     }
 
-    /// The inside of a string; nothing if the value is of another type.
+    /// Returns the inside of a string, or `None` if the value is of another type.
     pub fn as_text(self) -> Option<Text<'a>> {
         let inside = self.0.strip_prefix('"')?.strip_suffix('"')?;
         Some(Text { inside, escaped: inside.contains('\\') })
     }
 
-    /// Whether the value is an object.
+    /// True if the value is an object.
     pub fn is_object(self) -> bool {
         self.0.starts_with('{')
     }
 
-    /// Whether the value is an array.
+    /// True if the value is an array.
     pub fn is_array(self) -> bool {
         self.0.starts_with('[')
     }
 
-    /// The object that the value is, or that it holds as JSON text in a string.
+    /// Returns the object that the value is, or that it holds as JSON text in a string.
     pub fn object_text(self) -> Option<ObjectText<'a>> {
         if self.is_object() {
             return Some(ObjectText(Cow::Borrowed(self.0)));
         }
         let inside = self.as_text()?;
-        // No other string holds one, and most are not worth a copy.
+        // Only strings that begin like this can hold an object, and the others are not worth a copy.
         if !inside.as_written().starts_with(['{', '\\', ' ']) {
             return None;
         }
@@ -112,7 +112,8 @@ impl<'a> Raw<'a> {
         is_object.then_some(ObjectText(text))
     }
 
-    /// The members of an object in their order, repeated keys included; none if the value is of another type.
+    /// Returns the members of an object in their order, repeated keys included, and none if the value is of another
+    /// type.
     pub fn members(self) -> Vec<(Text<'a>, Self)> {
         if self.is_object() { members(self.0) } else { Vec::new() }
     }
@@ -124,12 +125,12 @@ impl ObjectText<'_> {
         &self.0
     }
 
-    /// Its members in their order, repeated keys included.
+    /// Returns the members in their order, repeated keys included.
     pub fn members(&self) -> Vec<(Text<'_>, Raw<'_>)> {
         members(&self.0)
     }
 
-    /// The last member of that name, unless it is null.
+    /// Returns the last member of that name, unless it is null.
     pub fn member(&self, name: &str) -> Option<Raw<'_>> {
         let members = self.members();
         members.iter().rfind(|(key, _)| *key.unescaped() == *name.as_bytes())?.1.non_null()
@@ -157,7 +158,8 @@ impl<'a> Text<'a> {
         self.inside
     }
 
-    /// What the text means, in bytes: UTF-8, but for lone surrogates, which take the three bytes of WTF-8.
+    /// Returns the text with its escapes undone, in bytes: UTF-8, but for lone surrogates, which take the three bytes
+    /// of WTF-8.
     #[inline]
     pub fn unescaped(self) -> Cow<'a, [u8]> {
         match self.escaped {
@@ -173,8 +175,8 @@ impl<'a> Text<'a> {
         bytes.into_vec()
     }
 
-    /// What the text means as a string, each lone surrogate replaced by U+FFFD as JavaScript does where it needs a
-    /// well-formed string (WHATWG Infra, "convert into a scalar value string").
+    /// Returns the text with its escapes undone as a string, each lone surrogate replaced by U+FFFD as JavaScript does
+    /// where it needs a well-formed string (WHATWG Infra, "convert into a scalar value string").
     pub fn to_scalar_string(self) -> Cow<'a, str> {
         match self.unescaped() {
             Cow::Borrowed(_) => Cow::Borrowed(self.inside),
@@ -187,7 +189,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Whether PostHog made this name up itself: it starts with `$`.
+    /// True for a name that PostHog made up itself, which starts with `$`.
     #[inline]
     pub fn is_internal(self) -> bool {
         match self.inside.as_bytes().first() {
@@ -196,7 +198,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Whether it means something else than it says.
+    /// True if the text has escapes.
     pub fn is_escaped(self) -> bool {
         self.escaped
     }

@@ -1,9 +1,10 @@
-//! From PostHog's event to Variance's message, or the reason why there is none.
+//! The mapping of PostHog's events to Variance's messages.
 //!
-//! The shape is the one that PostHog's own Variance app put on the wire (posthog-variance-plugin 1.0.0, `src/index.ts`),
-//! so that Variance accounts set up for it go on working. It differs where the app was in error (it built nested objects
-//! from keys with a dot, and lost events whose URL did not parse), where a webhook has a value in another place (`$ip`,
-//! `$sent_at`), and in what the user may add: the account (`context.groupId`) and the person (`context.traits`).
+//! The shape is the one that PostHog's own Variance app put on the wire (posthog-variance-plugin 1.0.0,
+//! `src/index.ts`), so that Variance accounts set up for it go on working. It differs where the app was wrong (it built
+//! nested objects from keys with a dot, and lost events whose URL did not parse), where a webhook has a value in
+//! another place (`$ip`, `$sent_at`), and in what the user may add: the account (`context.groupId`) and the person
+//! (`context.traits`).
 
 use std::{borrow::Cow, collections::HashSet, fmt, str::FromStr, time::SystemTime};
 
@@ -16,29 +17,29 @@ use crate::{
     variance::{Call, Message, Object},
 };
 
-/// Which events are forwarded, and in which shape.
+/// The settings that say which events are forwarded, and in which shape.
 #[derive(Clone, Debug)]
 pub struct MappingSettings {
     /// The shape of the bodies.
     pub format: Format,
     /// The calls that are forwarded.
     pub calls: Vec<Call>,
-    /// Names of events that are not forwarded all the same.
+    /// Names of events that are not forwarded although their call is.
     pub exclude: Vec<NamePattern>,
-    /// The names of the only capture events that are forwarded; any, if it is empty.
+    /// Names of the only capture events that are forwarded; empty for all.
     pub include: Vec<NamePattern>,
-    /// Whether capture and page events of people who are not identified are forwarded.
+    /// True to forward capture and page events of people who are not identified.
     pub anonymous: bool,
-    /// Names of properties and traits that start with `$` and go along all the same.
+    /// Names of properties and traits that are kept although they start with `$`.
     pub keep_properties: Vec<NamePattern>,
-    /// Whether the person's properties go along with every event.
+    /// True to send the person's properties along with every event.
     pub person_traits: bool,
-    /// The group type that is an account at Variance.
+    /// The group type that stands for an account at Variance.
     pub account_group: Option<String>,
 }
 
 impl Default for MappingSettings {
-    /// What the app did, less groups.
+    /// Returns the behaviour of PostHog's app, but without groups.
     fn default() -> Self {
         Self {
             format: Format::Variance,
@@ -63,7 +64,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Its name in the settings.
+    /// The format's name in the settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Variance => "variance",
@@ -72,48 +73,48 @@ impl Format {
     }
 }
 
-/// A name, or how names start.
+/// A pattern for names: a whole name, or the start of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamePattern {
-    /// This name and no other.
+    /// Matches this name and no other.
     Exact(String),
-    /// Every name that starts so; written with a `*` at its end.
+    /// Matches every name that starts with this; written with a `*` at its end.
     Prefix(String),
 }
 
-/// Why an event is not forwarded.
+/// The reason why an event is left out on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Filtered {
-    /// PostHog made it up and Variance has no call for it.
+    /// PostHog made the event up and Variance has no call for it.
     #[error("not one of the calls that Variance takes")]
     NoCall,
-    /// It is a call that the settings leave out.
+    /// The settings leave out the event's call.
     #[error("the call `{0}` is not in filter.calls")]
     CallOff(Call),
-    /// It is a call whose name the settings leave out.
+    /// The settings leave out the event's name.
     #[error("excluded by filter.exclude")]
     Excluded(Call),
-    /// The settings name the only capture events that are forwarded, and this is none of them.
+    /// The settings name the only capture events that are forwarded, and this is not one of them.
     #[error("not in filter.include")]
     NotIncluded,
-    /// It is a capture or page event of somebody who is not identified, and the settings leave those out.
+    /// The event is a capture or page event of somebody who is not identified, and the settings leave those out.
     #[error("its person is not identified, and filter.anonymous is false")]
     Anonymous(Call),
 }
 
-/// Why there is no message for an event.
+/// The reason why there is no message for an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoMessage {
-    /// It is not forwarded.
+    /// The event is left out on purpose.
     #[error(transparent)]
     Filtered(#[from] Filtered),
-    /// It cannot be.
+    /// The event cannot be forwarded.
     #[error(transparent)]
     Invalid(#[from] Invalid),
 }
 
 impl Filtered {
-    /// How it is counted.
+    /// Returns the labels under which the event is counted.
     pub fn labels(self) -> (CallLabel, FilteredLabel) {
         match self {
             Self::NoCall => (CallLabel::None, FilteredLabel::NoCall),
@@ -125,17 +126,18 @@ impl Filtered {
     }
 }
 
-/// `name` and `version` of this program, as the app sent its own.
+/// The `name` and `version` of this program, in the place where the app sent its own.
 const LIBRARY: &str = concat!(r#"{"name":"variance-connector","version":""#, env!("CARGO_PKG_VERSION"), r#""}"#);
 
 impl MappingSettings {
-    /// The message for an event, which arrived at `arrived` if it has no time of its own. `scratch` lends its memory.
+    /// Makes the message for an event. An event without a time of its own gets `arrived`. The memory of `scratch` is
+    /// used on the way.
     ///
-    /// It takes [`Event::max_message`] at most: the `search` of the page's URL, which can be three times as long as the URL,
-    /// is left out where it would take more.
+    /// The message takes [`Event::max_message`] at most: the `search` of the page's URL, which can be three times as
+    /// long as the URL, is left out where it would take more.
     ///
     /// # Errors
-    /// Why the event is not forwarded.
+    /// The reason why the event is not forwarded.
     pub fn message(&self, event: &Event<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Result<Message, NoMessage> {
         let call = self.call(event)?;
         let mut write = |search: Option<&str>| {
@@ -214,7 +216,7 @@ impl MappingSettings {
             }
             Call::Identify => {
                 let sets = match [properties.set, event.set] {
-                    // Stored events lose theirs after a time, but not the person.
+                    // Stored events lose their `$set` after a time, but not the person.
                     [None, None] => [event.person_properties(), None],
                     sets => sets.map(|set| set.and_then(Raw::object_text)),
                 };
@@ -256,8 +258,8 @@ impl MappingSettings {
         }
     }
 
-    /// The group's type; over it the groups that the event belongs to, as the app had them; and over these the group's
-    /// properties.
+    /// Writes the group's type, over it the groups that the event belongs to, as the app did, and over these the
+    /// group's properties.
     fn group(&self, traits: &mut Object<'_>, event: &Event<'_>) {
         let properties = &event.properties;
         let groups = properties.groups.and_then(Raw::object_text);
@@ -274,14 +276,15 @@ impl MappingSettings {
         write(traits, self.own(&all));
     }
 
-    /// The members that PostHog did not make up: no key that starts with `$` unless it is to be kept, no null, of a
-    /// repeated key the last.
+    /// Returns the members that PostHog did not make up: no key that starts with `$` unless the settings keep it, no
+    /// null, and only the last of a repeated key.
     fn own<'m, 'a>(
         &self,
         members: &'m [(Text<'a>, Raw<'a>)],
     ) -> impl Iterator<Item = (Text<'a>, Raw<'a>)> + use<'_, 'm, 'a> {
         let repeats = may_repeat(members).then(|| {
-            // Each key is unescaped once, from the last to the first. It grows with those that differ, which may be few.
+            // Each key is unescaped once, from the last to the first. The set grows only with keys that differ, which
+            // may be few.
             let mut seen = HashSet::new();
             members.iter().rev().map(|(key, _)| !seen.insert(key.unescaped())).collect::<Vec<_>>()
         });
@@ -294,13 +297,13 @@ impl MappingSettings {
     }
 }
 
-/// Whether PostHog keeps no profile of the person: nobody has told it who that is.
+/// True if PostHog keeps no profile of the person, because nobody has identified them.
 fn is_anonymous(properties: &posthog::Properties<'_>) -> bool {
     let profile = [properties.process_person_profile, properties.is_identified];
     profile.into_iter().flatten().any(|is_known| is_known.as_str() == "false")
 }
 
-/// Whether the `distinct_id` is one that SDKs make up of a group's type and key, since they must give one.
+/// True if the `distinct_id` is one that SDKs make up from a group's type and key, since they must send one.
 fn is_group_itself(event: &Event<'_>) -> bool {
     let properties = &event.properties;
     let text = |value: Raw<'_>| {
@@ -311,12 +314,12 @@ fn is_group_itself(event: &Event<'_>) -> bool {
     group_type.zip(group_key).is_some_and(|(group_type, group_key)| id == Some(format!("${group_type}_{group_key}")))
 }
 
-/// The app's `get(a | b)`: the first that JavaScript takes for true.
+/// Returns the first candidate that JavaScript takes for true, as the app's `get(a | b)` did.
 fn first<const N: usize>(candidates: [Option<Raw<'_>>; N]) -> Option<Raw<'_>> {
     candidates.into_iter().flatten().find_map(Raw::truthy)
 }
 
-/// `URL.search` of a WHATWG URL; nothing if the value is no string or does not parse.
+/// Returns `URL.search` of a WHATWG URL, or `None` if the value is not a string or does not parse.
 fn search(url: Raw<'_>) -> Option<Cow<'_, str>> {
     let url = url.as_text()?;
     if let Some(search) = plain_search(url.as_written()) {
@@ -329,13 +332,13 @@ fn search(url: Raw<'_>) -> Option<Cow<'_, str>> {
     })
 }
 
-/// The same for the URLs that most events have, where the standard changes nothing: it takes a twentieth of the time.
-/// Nothing if there is anything in the URL that it might change or refuse.
+/// Does the same for the URLs that most events have, which the standard leaves as they are, in a twentieth of the time.
+/// Returns `None` if there is anything in the URL that the standard might change or refuse.
 fn plain_search(url: &str) -> Option<&str> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
     let host_len = rest.bytes().position(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))?;
     let (host, rest) = rest.split_at(host_len);
-    // The last label of a name begins with a letter (that of an address does not), and none is in Punycode.
+    // The last label of a name begins with a letter, unlike that of an address. A name in Punycode has to be checked.
     let last_label = host.rsplit('.').next().unwrap_or_default();
     if !last_label.starts_with(|first: char| first.is_ascii_lowercase()) || host.contains("xn--") {
         return None;
@@ -365,7 +368,8 @@ fn write<'a>(object: &mut Object<'_>, members: impl Iterator<Item = (Text<'a>, R
     members.for_each(|(key, value)| object.raw(key.as_written(), Some(value)));
 }
 
-/// Whether two of the keys may be the same; true whenever they are. The work for each key does not grow with its length.
+/// True if two of the keys may be the same, and always if they are. The work for each key does not grow with its
+/// length.
 fn may_repeat(members: &[(Text<'_>, Raw<'_>)]) -> bool {
     let mut seen = [0_u64; 16];
     members.iter().any(|(key, _)| {
@@ -377,7 +381,7 @@ fn may_repeat(members: &[(Text<'_>, Raw<'_>)]) -> bool {
     })
 }
 
-/// A number below 1024 that is the same for the same key, and seldom for another one.
+/// Returns a number below 1024 that is the same for equal keys, and seldom the same for others.
 fn sketch(key: &[u8]) -> u16 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let (start, end) = match (key.first_chunk(), key.last_chunk()) {
@@ -389,7 +393,7 @@ fn sketch(key: &[u8]) -> u16 {
 }
 
 impl NamePattern {
-    /// Whether every name that the other one means is also meant by this one.
+    /// True if this pattern matches every name that `other` matches.
     pub fn covers(&self, other: &Self) -> bool {
         match other {
             Self::Exact(name) => self.matches(name.as_bytes()),
@@ -397,7 +401,7 @@ impl NamePattern {
         }
     }
 
-    /// Whether every name that it means starts with `$`.
+    /// True if every name that the pattern matches starts with `$`.
     pub fn is_internal(&self) -> bool {
         let (Self::Exact(start) | Self::Prefix(start)) = self;
         start.starts_with('$')
@@ -423,7 +427,7 @@ impl fmt::Display for NamePattern {
 impl FromStr for NamePattern {
     type Err = ();
 
-    /// A `*` stands at the end, behind something, or nowhere.
+    /// Parses a pattern, in which a `*` may stand only at the end, after something else.
     fn from_str(pattern: &str) -> Result<Self, ()> {
         let (start, is_prefix) = pattern.strip_suffix('*').map_or((pattern, false), |prefix| (prefix, true));
         match start {

@@ -1,7 +1,8 @@
-//! What PostHog and its SDKs send: bodies of four shapes, whose elements are decoded into [`Event`]s in one walk.
+//! The events that PostHog and its SDKs send: bodies of four shapes, whose elements are decoded into [`Event`]s in one
+//! walk.
 //!
 //! Decoding is lenient where PostHog is (any field may be absent or of another type) and keeps every value as it was
-//! written. Only an element that names no event is [`Invalid`], and it costs its neighbours nothing.
+//! written. An element that is no event is [`Invalid`], which does not affect its neighbours.
 
 use std::borrow::Cow;
 
@@ -22,18 +23,18 @@ pub const MAX_ELEMENTS: usize = 10_000;
 /// The most bytes of one element.
 pub const MAX_ELEMENT_BYTES: usize = 4 << 20;
 
-/// What a message may have beyond twice the bytes of its event.
+/// The bytes that a message may have beyond twice those of its event.
 const MESSAGE_EXTRA: usize = 4 << 10;
 
 /// The most properties that an element of [`MAX_ELEMENT_BYTES`] has room for, each at least `"":0,`.
 const MAX_PROPERTIES: usize = MAX_ELEMENT_BYTES / 5;
 
-/// A whole body: valid JSON, of whose elements a `T` each has been made.
+/// A whole body: valid JSON, with a `T` made from each of its elements.
 #[derive(Debug)]
 pub struct Body<'a, T> {
-    /// What was made of the elements, in their order.
+    /// The values made from the elements, in their order.
     pub elements: Vec<T>,
-    /// What surrounds them.
+    /// The members around the elements.
     pub envelope: Envelope<'a>,
 }
 
@@ -42,11 +43,11 @@ pub struct Body<'a, T> {
 pub struct Element<'a> {
     /// The element as it was received.
     pub raw: Raw<'a>,
-    /// What it means.
+    /// The event in it, or the reason why it is none.
     pub event: Result<Event<'a>, Invalid>,
 }
 
-/// What a `{"batch": […]}` says beside its events.
+/// The members of a `{"batch": […]}` beside its events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Envelope<'a> {
     /// The sender's credential: the only one that PostHog's batch export and SDKs can send.
@@ -55,54 +56,54 @@ pub struct Envelope<'a> {
     pub sent_at: Option<Raw<'a>>,
 }
 
-/// Why a body as a whole cannot be taken.
+/// The reason why a body as a whole cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// It is not JSON.
+    /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     NotJson(#[from] SyntaxError),
-    /// It is a string, a number, a boolean or `null`.
+    /// The body is a string, a number, a boolean or `null`.
     #[error("the body must be a JSON object or array")]
     NoContainer,
-    /// It has more than [`MAX_ELEMENTS`].
+    /// The body has more than [`MAX_ELEMENTS`].
     #[error("the body has more than {MAX_ELEMENTS} events")]
     TooManyElements,
 }
 
-/// Why an element is no event.
+/// The reason why an element is not an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    /// It is over [`MAX_ELEMENT_BYTES`].
+    /// The element is over [`MAX_ELEMENT_BYTES`].
     #[error("the event is larger than {} MiB", MAX_ELEMENT_BYTES >> 20)]
     TooLarge,
-    /// Its message would be over what an event of its size may become.
+    /// The message would be larger than [`Event::max_message`].
     #[error("the event's message to Variance would be larger than twice the event and {} KiB", MESSAGE_EXTRA >> 10)]
     MessageTooLarge,
-    /// It is not a JSON object.
+    /// The element is not a JSON object.
     #[error("an event must be a JSON object")]
     NoObject,
-    /// It has no `event`.
+    /// The element has no `event`.
     #[error("the event has no name: `event` is missing")]
     NoName,
-    /// Its `event` is something else than a string with something in it.
+    /// The element's `event` is not a string, or is empty.
     #[error("the event has no name: `event` must be a string that is not empty")]
     UnusableName,
-    /// Its `event` is a template's own text.
+    /// The element's `event` is the text of a template that was not filled in.
     #[error(
         "the event's name is a template that was not filled in: in PostHog, set the destination's field \"JSON Body\" \
          back to its default"
     )]
     UnfilledName,
-    /// It is an object, but as JSON text in a string.
+    /// The event is an object, but as JSON text in a string.
     #[error(
         "the event is JSON text in a string, and must be an object: in PostHog, set the destination's field \
          \"JSON Body\" back to its default"
     )]
     EventIsText,
-    /// It has a `batch` that is no array, or not where a batch can be.
+    /// The element has a `batch` that is not an array, or stands where no batch can be.
     #[error("`batch` must be an array of events, and stand in the outermost object of the body")]
     BatchIsNoArray,
-    /// It is PostHog's legacy action webhook, whose text is for people.
+    /// The element is PostHog's legacy action webhook, whose text is for people.
     #[error(
         "this is the text of a Slack-style action webhook, which carries no event: in PostHog, create a destination \
          of the kind \"HTTP Webhook\" instead and leave its body at the default"
@@ -111,7 +112,8 @@ pub enum Invalid {
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads what surrounds the events of a body, and makes nothing of them. A body without a batch has an empty one.
+    /// Reads the members around the elements of a body, and makes nothing of the elements. A body without a batch has
+    /// an empty envelope.
     fn read(text: &'a str) -> Result<Self, SyntaxError> {
         let mut scanner = scanner_of(text);
         let (mut envelope, mut batch) = (Self::default(), None);
@@ -135,16 +137,16 @@ impl<'a> Envelope<'a> {
 }
 
 impl<'a, T> Body<'a, T> {
-    /// Walks over `text`, which must be JSON from its first byte to its last but for a byte order mark, and makes something
-    /// of each element.
+    /// Walks over `text` and makes something of each element. The text must be JSON from its first byte to its last,
+    /// but for a byte order mark.
     ///
     /// # Errors
-    /// When no element can be told apart: see [`BodyError`].
+    /// When the body cannot be taken: see [`BodyError`].
     pub fn parse(text: &'a str, mut make: impl FnMut(Element<'_>) -> T) -> Result<Self, BodyError> {
         Self::walk(text, |element| element.complete(&mut make))
     }
 
-    /// The same with elements whose properties may still be JSON text in a string.
+    /// Does the same with elements whose properties may still be JSON text in a string.
     fn walk(text: &'a str, mut make: impl FnMut(Element<'a>) -> T) -> Result<Self, BodyError> {
         let mut scanner = scanner_of(text);
         let mut elements = Vec::new();
@@ -162,7 +164,8 @@ impl<'a, T> Body<'a, T> {
         match scanner.next_byte() {
             Some(b'[') => walk(&mut scanner, &mut elements, None)?,
             Some(b'{') => {
-                // The time of sending belongs to each event. It is looked for first, unless the batch ends the body.
+                // The time of sending is needed for each event, so it is read first, unless the batch comes last in the
+                // body.
                 let mut sent_at = if is_batch_last(text) { None } else { Envelope::read(text)?.sent_at };
                 let mut batch = |scanner: &mut Scanner<'a>, sent_before: Option<Raw<'a>>| {
                     sent_at = sent_at.or(sent_before);
@@ -172,7 +175,7 @@ impl<'a, T> Body<'a, T> {
                 match outer.batch.filter(|batch| batch.is_array()) {
                     Some(batch) => {
                         envelope = Envelope { api_key: outer.api_key, sent_at: outer.event.sent_at };
-                        // Only a body that ends with another array than its batch, and has it twice or its time last.
+                        // The guess was wrong: the time follows the batch, or the body has both twice.
                         if envelope.sent_at != sent_at {
                             walk(&mut Scanner::new(batch.as_str()), &mut elements, envelope.sent_at)?;
                         }
@@ -195,21 +198,21 @@ impl<'a, T> Body<'a, T> {
 }
 
 impl<'a> Body<'a, Raw<'a>> {
-    /// Cuts a body into its elements, for those who decode each by itself.
+    /// Cuts a body into its elements, for callers that decode each by itself.
     ///
     /// # Errors
-    /// As [`Body::parse`].
+    /// Those of [`Body::parse`].
     pub fn split(text: &'a str) -> Result<Self, BodyError> {
         Self::walk(text, |element| element.raw)
     }
 }
 
-/// Starts behind the byte order mark that a body may have.
+/// Creates a scanner that starts after the byte order mark that a body may have.
 fn scanner_of(body: &str) -> Scanner<'_> {
     Scanner::new(body.strip_prefix('\u{feff}').unwrap_or(body))
 }
 
-/// Whether a body ends as one whose batch is its last member.
+/// True if a body ends as one does whose batch is its last member.
 fn is_batch_last(body: &str) -> bool {
     let members = body.trim_ascii_end().strip_suffix('}');
     members.is_some_and(|members| members.trim_ascii_end().ends_with(']'))
@@ -225,7 +228,7 @@ impl<'a> Element<'a> {
         Ok(Fields::scan(scanner, Place::Element)?.element(sent_at))
     }
 
-    /// Makes something of it once its properties are an object, if they are JSON text that says so.
+    /// Makes something of the element. Properties that are JSON text in a string are decoded first.
     fn complete<T>(self, make: impl FnOnce(Element<'_>) -> T) -> T {
         let received = self.event.as_ref().ok().and_then(|event| event.properties.received);
         let Some(text) = received.filter(|received| !received.is_object()).and_then(Raw::object_text) else {
@@ -239,28 +242,28 @@ impl<'a> Element<'a> {
     }
 }
 
-/// One PostHog event. A field that is absent or `null` is nothing.
+/// One PostHog event. A field that is absent or `null` is `None`.
 #[derive(Debug, Default)]
 pub struct Event<'a> {
     /// The event object as it was received.
     pub raw: Raw<'a>,
-    /// The bytes of the element that it came in, the person included.
+    /// The bytes of the element in which it came, the person included.
     pub size: usize,
-    /// Its name as JSON: a string that is not empty.
+    /// The event's name as JSON: a string that is not empty.
     pub name: Raw<'a>,
-    /// Its identity.
+    /// The event's identity.
     pub uuid: EventId<'a>,
-    /// Who it is about.
+    /// The id of its person.
     pub distinct_id: Option<Raw<'a>>,
-    /// The id of a known user, beside `distinct_id`.
+    /// The id of a known user, which some senders add to `distinct_id`.
     pub user_id: Option<Raw<'a>>,
-    /// When it happened; only the event's own.
+    /// The time at which it happened, if the event itself has one.
     pub timestamp: Option<Raw<'a>>,
-    /// When it was sent: the event's own, or that of what it came in.
+    /// The time at which it was sent: the event's own, or else that of the element or the batch.
     pub sent_at: Option<Raw<'a>>,
-    /// Where it came from.
+    /// The address from which it came.
     pub ip: Option<Raw<'a>>,
-    /// Properties of the person, where SDKs put them.
+    /// Properties of the person, in the place where SDKs put them.
     pub set: Option<Raw<'a>>,
     /// The event's properties.
     pub properties: Properties<'a>,
@@ -269,11 +272,11 @@ pub struct Event<'a> {
     groups: Option<Raw<'a>>,
 }
 
-/// An event's `properties`: those with a meaning by name, and all that PostHog did not make up.
+/// An event's `properties`: by name those that mean something here, and all that PostHog did not make up.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "each is the property of the same name, with `$` or without; none is null")]
 pub struct Properties<'a> {
-    /// All of them, an object unless the event has none or they are something else.
+    /// All properties: an object, unless the event has none or they are of another type.
     pub received: Option<Raw<'a>>,
     pub alias: Option<Raw<'a>>,
     pub anon_distinct_id: Option<Raw<'a>>,
@@ -315,23 +318,23 @@ impl<'a> Event<'a> {
         element.expect("a raw value has been checked").complete(|element| make(element.event))
     }
 
-    /// The most bytes of a message made of it.
+    /// Returns the most bytes that the event's message may have.
     pub fn max_message(&self) -> usize {
         2 * self.size + MESSAGE_EXTRA
     }
 
-    /// When it happened, as far as its sender says: its own time, or that of its sending.
+    /// Returns the time at which the event happened, as far as its sender says: its own time, or that of its sending.
     pub fn time(&self) -> Option<Raw<'a>> {
         self.timestamp.or(self.sent_at)
     }
 
-    /// Its name as it reads, in bytes: see [`Text::unescaped`].
+    /// Returns the name with its escapes undone, in bytes: see [`Text::unescaped`].
     pub fn name(&self) -> Cow<'a, [u8]> {
         self.name.as_text().map(Text::unescaped).unwrap_or_default()
     }
 
-    /// What makes it the same as another: its uuid, its name and its `distinct_id`, which some senders have among the
-    /// properties. An id that is no UUID may be the same for many events: beside one, the event's own bytes count.
+    /// Returns the parts that make two events the same: uuid, name and `distinct_id`, which some senders put among the
+    /// properties. An id that is not a UUID may be shared by many events, so the event's own bytes count instead.
     pub fn key(&self) -> [Cow<'_, [u8]>; 3] {
         if !self.uuid.is_uuid() {
             return [self.raw.as_str().as_bytes().into(), Cow::default(), Cow::default()];
@@ -340,50 +343,50 @@ impl<'a> Event<'a> {
         [self.uuid.as_str().as_bytes().into(), self.name(), distinct_id.as_bytes().into()]
     }
 
-    /// The properties of the person who did it, when the body carried them: the webhook destination beside the event,
-    /// older senders inside it, exported files as `person_properties`.
+    /// Returns the properties of the event's person, if the body has them: the webhook destination puts them beside the
+    /// event, older senders inside it, exported files under `person_properties`.
     pub fn person_properties(&self) -> Option<ObjectText<'a>> {
         let of_person = self.person.and_then(|person| member(person, "properties"));
         of_person.or(self.person_properties).and_then(Raw::object_text)
     }
 
-    /// The properties of the group that it is about, when a webhook destination's body was made to carry `groups`.
+    /// Returns the properties of the event's group, if the webhook destination's body was extended by `groups`.
     pub fn group_properties(&self) -> Option<ObjectText<'a>> {
         let group_type = self.properties.group_type?.as_text()?.to_scalar_string();
         member(member(self.groups?, &group_type)?, "properties")?.object_text()
     }
 }
 
-/// The last member of that name, unless it is null.
+/// Returns the last member of that name, unless it is null.
 pub fn member<'a>(object: Raw<'a>, name: &str) -> Option<Raw<'a>> {
     let members = object.members();
     let named = members.iter().rfind(|(key, _)| *key.unescaped() == *name.as_bytes());
     named.and_then(|(_, value)| value.non_null())
 }
 
-/// Walks over an array of elements; it is told the `sent_at` that stands before it.
+/// A function that walks over an array of elements, given the `sent_at` that stands before the array.
 type WalkBatch<'a, 'w> = dyn FnMut(&mut Scanner<'a>, Option<Raw<'a>>) -> Result<(), BodyError> + 'w;
 
-/// Where an object stands: that says what can be in it.
+/// The place of an object, which decides what can be in it.
 enum Place<'a, 'w> {
-    /// It is the whole body: an array called `batch` holds elements.
+    /// The whole body, in which an array called `batch` holds elements.
     Body(&'w mut WalkBatch<'a, 'w>),
-    /// It is one of several elements.
+    /// One of several elements.
     Element,
-    /// It is the `event` of an element.
+    /// The `event` of an element.
     Event,
 }
 
-/// The members of an object that mean something, before it is known whether the object is an event, holds one, or is the
+/// The members of an object that mean something. While they are read, the object may be an event, hold one, or be the
 /// body.
 #[derive(Default)]
 struct Fields<'a> {
-    /// The event that the object is, but for what the other fields tell of it.
+    /// The object as an event, without what depends on the other fields.
     event: Event<'a>,
     name: Option<Raw<'a>>,
     uuid: Option<Raw<'a>>,
     id: Option<Raw<'a>>,
-    /// What `event` is, if that is an object.
+    /// The members of `event`, if that is an object.
     inner: Option<Box<Self>>,
     text: Option<Raw<'a>>,
     batch: Option<Raw<'a>>,
@@ -485,7 +488,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether a name is the text of a template, or what JavaScript makes of an object where it needs text.
+/// True if a name is the text of a template, or what JavaScript makes of an object where it needs text.
 fn is_template(name: Text<'_>) -> bool {
     if name.as_written().starts_with(|first: char| first.is_ascii_alphanumeric() || first == '$') {
         return false;
@@ -502,7 +505,8 @@ impl<'a> Properties<'a> {
             scanner.object(|scanner, key| {
                 let value = scanner.value()?;
                 let name = key.unescaped();
-                // How large the element is shows at its end; until then, what is over this takes no memory.
+                // The size of the element is known only at its end; until then, properties beyond the most that can fit
+                // take no memory.
                 if name.first() != Some(&b'$') && of.own.len() < MAX_PROPERTIES {
                     of.own.push((key, value));
                 }

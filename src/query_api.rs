@@ -1,6 +1,7 @@
-//! PostHog's Query API (`POST /api/projects/:id/query/`): one query at a time, and what an error means for the caller.
+//! PostHog's Query API (`POST /api/projects/:id/query/`): one query at a time, with errors that say what the caller can
+//! do.
 //!
-//! Every query is calculated anew: PostHog would answer with results that are hours old otherwise.
+//! Every query is calculated anew, because PostHog would otherwise answer with results that are hours old.
 
 use std::{
     error::Error as _,
@@ -23,7 +24,7 @@ use crate::{
     secret::Secret,
 };
 
-/// How long a query may take: gateways in front of PostHog cut at about a minute.
+/// The longest that a query may take: gateways in front of PostHog cut it off after about a minute.
 const TIMEOUT: Duration = Duration::from_secs(100);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,13 +32,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of a reply.
 const MAX_REPLY_BYTES: usize = 32 << 20;
 
-/// The most characters of what PostHog says is wrong.
+/// The most characters of PostHog's own error text that are shown.
 const MAX_DETAIL: usize = 300;
 
-/// Reads persons as they were when the event came in, without joining the table of all persons.
+/// A modifier that reads persons as they were when the event came in, without joining the table of all persons.
 const PERSONS_ON_EVENTS: (&str, &str) = ("personsOnEventsMode", "person_id_no_override_properties_on_events");
 
-/// Which project of which PostHog, and the key to it.
+/// A project of a PostHog, and the key to it.
 #[derive(Clone, Debug)]
 pub struct PosthogSettings {
     /// The address of PostHog's web application.
@@ -46,7 +47,7 @@ pub struct PosthogSettings {
     pub project_id: u64,
     /// A personal API key with the scope `query:read`.
     pub api_key: Secret,
-    /// The way to it.
+    /// The way to PostHog.
     pub network: Network,
 }
 
@@ -59,13 +60,13 @@ pub struct Query {
     pub values: Map<String, Value>,
 }
 
-/// What the caller can do when a query has failed. The text says what happened.
+/// The failure of a query, by what the caller can do. The text says what happened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
-    /// Ask again later: after so long, if PostHog said so.
+    /// Ask again later, and not before this time if PostHog named one.
     #[error("{0}")]
     AskLater(String, Option<Duration>),
-    /// Ask again later, unless there never was an answer.
+    /// Ask again later, unless PostHog has never answered.
     #[error("{0}")]
     NoAnswer(String),
     /// Ask for less at once.
@@ -76,7 +77,7 @@ pub enum QueryError {
     GiveUp(String),
 }
 
-/// A reply: rows of as many values as there are columns.
+/// A reply, whose rows have as many values as there are columns.
 #[derive(Debug)]
 pub struct Reply {
     text: String,
@@ -89,13 +90,13 @@ pub struct QueryApi {
     settings: PosthogSettings,
     endpoint: Url,
     authorization: HeaderValue,
-    /// How this PostHog wants to be told to calculate anew.
+    /// The value by which this PostHog is asked to calculate anew.
     refresh: Value,
     persons_on_events: bool,
 }
 
 impl QueryApi {
-    /// A client that has asked nothing yet.
+    /// Creates a client that has asked nothing yet.
     ///
     /// # Errors
     /// When TLS cannot be set up, or the key cannot stand in a header.
@@ -118,10 +119,10 @@ impl QueryApi {
         Ok(Self { client, settings, endpoint, authorization, refresh, persons_on_events: true })
     }
 
-    /// Asks once. What this PostHog does not know yet, or no more, is left out and asked again.
+    /// Asks once. Options that this PostHog does not know, or no longer knows, are dropped and the query is repeated.
     ///
     /// # Errors
-    /// What the caller can do: see [`QueryError`].
+    /// The failure, by what the caller can do: see [`QueryError`].
     pub async fn ask(&mut self, query: &Query, columns: &[&str]) -> Result<Reply, QueryError> {
         loop {
             let reply = self.send(query).await?;
@@ -134,7 +135,7 @@ impl QueryApi {
             }
             let detail = detail(&text);
             if status == StatusCode::BAD_REQUEST {
-                // Older versions take a truth value, and persons that are read by joining are better than none.
+                // Older versions take a truth value, and reading persons by a join is better than not reading them.
                 if text.contains("refresh") && self.refresh.is_string() {
                     self.refresh = Value::from(true);
                     continue;
@@ -238,10 +239,10 @@ impl fmt::Debug for QueryApi {
 }
 
 impl Reply {
-    /// Its rows.
+    /// Returns the rows.
     ///
     /// # Errors
-    /// When one has not as many values as there are columns.
+    /// When a row does not have as many values as there are columns.
     pub fn rows(&self) -> Result<Vec<Vec<Raw<'_>>>, QueryError> {
         let mut rows = Vec::new();
         let scanned = Scanner::new(&self.text).object(|scanner, key| {
@@ -278,7 +279,8 @@ async fn read(mut reply: Response, limit: usize) -> Result<String, QueryError> {
     Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
-/// What an error of the client means. Its own text names the URL, so the last cause is shown instead.
+/// Turns an error of the client into one for the caller. Its own text names the URL, so the last cause is shown
+/// instead.
 fn fault(error: &reqwest::Error) -> QueryError {
     let mut cause = error.source();
     while let Some(next) = cause.and_then(|cause| cause.source()) {
@@ -292,13 +294,13 @@ fn fault(error: &reqwest::Error) -> QueryError {
     }
 }
 
-/// What PostHog says of an error.
+/// Returns PostHog's own description of an error.
 fn detail(text: &str) -> String {
     let body: Value = serde_json::from_str(text).unwrap_or_default();
     shown(body["detail"].as_str().or_else(|| body["error"].as_str()).unwrap_or_default())
 }
 
-/// On one line, and not too long.
+/// Puts a text on one line, and shortens it.
 fn shown(text: &str) -> String {
     text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(MAX_DETAIL).collect()
 }

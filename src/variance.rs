@@ -1,4 +1,4 @@
-//! What Variance takes: a call, and the message that carries it.
+//! The calls that Variance takes, and the messages that carry them.
 
 use std::{fmt, io, str::FromStr};
 
@@ -7,15 +7,15 @@ use serde::Serialize;
 
 use crate::{json::Raw, metrics::CallLabel};
 
-/// What Variance calls the five things that it understands, by PostHog's names for them.
+/// A call that Variance understands, by PostHog's name for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Call {
-    /// Something a user did: Variance's `track`.
+    /// Something that a user did: Variance's `track`.
     Capture,
     /// A page that a user saw.
     Page,
-    /// What is known of a user.
+    /// The traits of a user.
     Identify,
     /// Two ids of one user.
     Alias,
@@ -24,10 +24,10 @@ pub enum Call {
 }
 
 impl Call {
-    /// All of them, in the order of their documentation.
+    /// All calls, in the order of their documentation.
     pub const ALL: [Self; 5] = [Self::Capture, Self::Page, Self::Identify, Self::Alias, Self::Group];
 
-    /// PostHog's name: the name in settings, metrics and tables.
+    /// PostHog's name for the call, which is used in settings, metrics and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Capture => "capture",
@@ -38,7 +38,7 @@ impl Call {
         }
     }
 
-    /// Variance's name: the message's `type`.
+    /// Variance's name for the call: the message's `type`.
     pub fn type_name(self) -> &'static str {
         match self {
             Self::Capture => "track",
@@ -78,17 +78,17 @@ impl FromStr for Call {
 /// The event's id and the body share one allocation, because there may be a great many of them in memory.
 #[derive(Clone)]
 pub struct Message {
-    /// The call that it makes.
+    /// The call that the message makes.
     pub call: Call,
     bytes: Bytes,
     id_len: u8,
 }
 
 impl Message {
-    /// Writes a message with `body`, which appends JSON to the buffer that it is given.
+    /// Writes a message whose body the function `body` appends to its buffer as JSON.
     ///
-    /// `id` names the event in logs and replies, in at most 255 bytes. `scratch` lends its memory, so that a message takes
-    /// exactly what it needs.
+    /// `id` names the event in logs and replies, in at most 255 bytes. The memory of `scratch` is used on the way, so
+    /// that the message takes exactly what it needs.
     pub fn write(call: Call, id: &str, scratch: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -> Self {
         scratch.clear();
         scratch.extend_from_slice(id.as_bytes());
@@ -97,7 +97,7 @@ impl Message {
         Self { call, bytes: Bytes::copy_from_slice(scratch), id_len }
     }
 
-    /// The same in at most `most` bytes, or nothing if it would take more.
+    /// Does the same in at most `most` bytes, or returns `None` if the message would take more.
     pub fn write_within(
         most: usize,
         call: Call,
@@ -128,7 +128,7 @@ impl Message {
         self.bytes.slice(usize::from(self.id_len)..)
     }
 
-    /// The memory that it takes.
+    /// The memory that the message takes.
     pub fn allocated(&self) -> usize {
         self.bytes.len()
     }
@@ -141,7 +141,7 @@ impl fmt::Debug for Message {
     }
 }
 
-/// Memory for a message. What does not fit is left out, and with it all that follows.
+/// A bounded buffer for a message. A piece that does not fit is left out, and so is everything after it.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Vec<u8>,
@@ -184,20 +184,20 @@ pub struct Object<'b> {
 }
 
 impl<'b> Object<'b> {
-    /// Writes an object with the members that `fill` gives it, even if there are none.
+    /// Writes an object with the members that `fill` adds, even if there are none.
     pub fn write(out: &'b mut Buffer, fill: impl FnOnce(&mut Object<'_>)) {
         out.push(b"{");
         fill(&mut Object { out, is_empty: true });
         out.push(b"}");
     }
 
-    /// Adds a member whose value is JSON already. `key` stands as it is between quotes.
+    /// Adds a member whose value is JSON already. `key` is written between quotes as it is.
     pub fn json(&mut self, key: &str, value: &str) {
         self.key(key);
         self.out.push(value.as_bytes());
     }
 
-    /// Adds a member whose value is a piece of what was received, if there is one.
+    /// Adds a member whose value is a piece of the text that was received, if there is one.
     pub fn raw(&mut self, key: &str, value: Option<Raw<'_>>) {
         if let Some(value) = value {
             self.json(key, value.as_str());
@@ -210,7 +210,7 @@ impl<'b> Object<'b> {
         serde_json::to_writer(&mut *self.out, value).expect("a buffer takes what it is given, or leaves it out");
     }
 
-    /// Adds a member whose value is an object with the members that `fill` gives it; none if it gives none.
+    /// Adds a member whose value is an object with the members that `fill` adds, unless there are none.
     pub fn object(&mut self, key: &str, fill: impl FnOnce(&mut Object<'_>)) {
         let (start, was_empty) = (self.out.bytes.len(), self.is_empty);
         self.key(key);

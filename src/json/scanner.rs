@@ -1,4 +1,4 @@
-//! The walk over the text: the grammar of RFC 8259, a piece at a time.
+//! A walk over a text by the grammar of RFC 8259, a piece at a time.
 
 use super::{Raw, SyntaxError, Text};
 
@@ -8,20 +8,20 @@ pub struct Scanner<'a> {
     text: &'a str,
     at: usize,
     nesting: Nesting,
-    /// What should have stood where the scanner stopped.
+    /// The pieces that the grammar allows where the scanner stopped.
     expected: &'static str,
 }
 
 impl<'a> Scanner<'a> {
-    /// Starts before the first byte of `text`.
+    /// Creates a scanner before the first byte of `text`.
     pub fn new(text: &'a str) -> Self {
         Self { text, at: 0, nesting: Nesting::default(), expected: "" }
     }
 
-    /// Moves over one value and white space before it, however deeply it nests.
+    /// Moves over one value and the white space before it, however deeply it nests.
     ///
     /// # Errors
-    /// Where the text departs from RFC 8259.
+    /// When the text departs from RFC 8259.
     #[inline]
     pub fn value(&mut self) -> Result<Raw<'a>, SyntaxError> {
         self.skip_white_space();
@@ -37,11 +37,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Moves over one object and white space before it, and calls `member` after each key, before its value: it must move
-    /// over exactly that.
+    /// Moves over one object and the white space before it. After each key it calls `member`, which must move over
+    /// exactly the value.
     ///
     /// # Errors
-    /// Where the text departs from RFC 8259 or is of another type, and what `member` returns.
+    /// When the text departs from RFC 8259 or is of another type, and whatever `member` returns.
     pub fn object<E: From<SyntaxError>>(
         &mut self,
         mut member: impl FnMut(&mut Self, Text<'a>) -> Result<(), E>,
@@ -52,11 +52,11 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Moves over one array and white space before it, and calls `element` before each element: it must move over exactly
-    /// that.
+    /// Moves over one array and the white space before it. For each element it calls `element`, which must move over
+    /// exactly that element.
     ///
     /// # Errors
-    /// Where the text departs from RFC 8259 or is of another type, and what `element` returns.
+    /// When the text departs from RFC 8259 or is of another type, and whatever `element` returns.
     pub fn array<E: From<SyntaxError>>(&mut self, element: impl FnMut(&mut Self) -> Result<(), E>) -> Result<(), E> {
         self.series(b'[', b']', "an array", element)
     }
@@ -94,16 +94,17 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The first byte of what comes next, white space aside.
+    /// Moves over white space and returns the byte after it.
     pub fn next_byte(&mut self) -> Option<u8> {
         self.skip_white_space();
         self.peek()
     }
 
-    /// What the scanner moves over while `walk` runs, white space before it aside.
+    /// Returns the text that the scanner moves over while `walk` runs, without white space before it, and the result of
+    /// `walk`.
     ///
     /// # Errors
-    /// What `walk` returns.
+    /// The error that `walk` returns.
     pub fn spanned<T, E>(&mut self, walk: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<(Raw<'a>, T), E> {
         self.skip_white_space();
         let start = self.at;
@@ -114,7 +115,7 @@ impl<'a> Scanner<'a> {
     /// Checks that only white space is left.
     ///
     /// # Errors
-    /// Where something else stands.
+    /// When something else is left.
     pub fn end(&mut self) -> Result<(), SyntaxError> {
         self.skip_white_space();
         if self.at == self.text.len() {
@@ -124,7 +125,7 @@ impl<'a> Scanner<'a> {
         Err(self.error())
     }
 
-    /// Moves over a value with brackets around it, without recursion: its depth is the sender's choice.
+    /// Moves over an object or array without recursion, since its depth is the sender's choice.
     fn container(&mut self) -> Result<(), Stopped> {
         self.nesting.depth = 0;
         loop {
@@ -153,7 +154,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// After a value: closes the brackets that end here. True if another value must follow.
+    /// Closes the brackets that end after a value. Returns true if another value must follow.
     fn close_finished(&mut self) -> Result<bool, Stopped> {
         while let Some(close) = self.nesting.top() {
             self.skip_white_space();
@@ -194,7 +195,7 @@ impl<'a> Scanner<'a> {
         Ok(Key { start, end, escaped })
     }
 
-    /// Moves over a string whose opening quote is next. True if there are escapes in it.
+    /// Moves over a string whose opening quote is next. Returns true if it has escapes.
     #[inline]
     fn string(&mut self) -> Result<bool, Stopped> {
         let inside = self.at + 1;
@@ -207,7 +208,7 @@ impl<'a> Scanner<'a> {
         self.rest_of_string()
     }
 
-    /// Moves over a string from its first byte that is not plain.
+    /// Moves over the rest of a string from its first byte that is not plain. Returns true, because it has escapes.
     fn rest_of_string(&mut self) -> Result<bool, Stopped> {
         loop {
             match self.peek() {
@@ -223,7 +224,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Moves over one escape sequence. A surrogate need not have its other half: PostHog sends such strings.
+    /// Moves over one escape sequence. A surrogate may lack its other half: PostHog sends such strings.
     fn escape(&mut self) -> Result<(), Stopped> {
         self.at += 1;
         match self.peek() {
@@ -283,7 +284,7 @@ impl<'a> Scanner<'a> {
         if self.at == start { self.stop(expected) } else { Ok(()) }
     }
 
-    /// Moves over white space, and over `byte` if it is what comes next.
+    /// Moves over white space, and over `byte` if it comes next.
     #[inline]
     fn eat_after_space(&mut self, byte: u8) -> bool {
         self.skip_white_space();
@@ -303,12 +304,12 @@ impl<'a> Scanner<'a> {
         self.at = self.after_space(self.at);
     }
 
-    /// Where the white space that may stand at `at` ends.
+    /// Returns the end of the white space that may stand at `at`.
     #[inline]
     fn after_space(&self, at: usize) -> usize {
         match self.byte(at) {
             Some(..=b' ') => self.after_some_space(at),
-            // Machines write none.
+            // Machines write no white space.
             _ => at,
         }
     }
@@ -343,23 +344,23 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The text departs from the grammar: where is the scanner's position, and how is in its `expected`. So that what is
-/// returned for each string and number fits a register.
+/// The error of a text that departs from the grammar. It is empty so that the result for each string and number fits a
+/// register: the scanner's position says where, and its `expected` says why.
 struct Stopped;
 
-/// A key has been moved over, and the colon behind it.
+/// A key that has been moved over, with the colon after it.
 struct Key {
-    /// Where its first byte stands.
+    /// The position of its first byte.
     start: usize,
-    /// Where its closing quote stands.
+    /// The position of its closing quote.
     end: usize,
     escaped: bool,
 }
 
-/// How many bytes of a string pass before one that needs a look: a quote, a backslash or a control character.
+/// Returns how many bytes of a string pass before one that needs a look: a quote, a backslash or a control character.
 ///
-/// Eight bytes at a time, because property values are most of a body: a byte's high bit is set where subtracting borrows,
-/// and the lowest bit that is set is always right.
+/// It takes eight bytes at a time, because property values are most of a body: a byte's high bit is set where
+/// subtracting borrows, and the lowest bit that is set is always right.
 #[inline]
 fn plain_prefix(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
@@ -382,15 +383,16 @@ fn plain_prefix(bytes: &[u8]) -> usize {
     at + bytes[at..].iter().position(is_special).unwrap_or(bytes.len() - at)
 }
 
-/// What may stand behind a value within a container that ends with `close`.
+/// Returns the pieces that may follow a value within a container that ends with `close`.
 fn separator(close: u8) -> &'static str {
     if close == b'}' { "`,` or `}`" } else { "`,` or `]`" }
 }
 
-/// The brackets that close what is open, one bit each: a body of nothing but brackets costs an eighth of its size.
+/// The closing brackets of all open containers, one bit each: a body of nothing but brackets costs an eighth of its
+/// size.
 #[derive(Debug, Default)]
 struct Nesting {
-    /// Whether they are braces, 64 levels to a word, the outermost in the lowest bit of the first.
+    /// A bit for each level, set for a brace: 64 levels to a word, the outermost in the lowest bit of the first.
     braces: Vec<u64>,
     depth: usize,
 }

@@ -6,7 +6,7 @@ fn accepted(text: &str) -> bool {
     Raw::parse(text).is_ok()
 }
 
-/// `serde_json` in the mode that checks everything and keeps nothing, so that depth and size do not matter.
+/// Asks `serde_json` in the mode that checks everything and keeps nothing, so that depth and size do not matter.
 fn serde_accepts(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }

@@ -33,7 +33,7 @@ fn patterns<const N: usize>(patterns: [&str; N]) -> Vec<NamePattern> {
     patterns.map(|pattern| pattern.parse().unwrap()).to_vec()
 }
 
-/// The only message of a body, as text.
+/// Returns the only message of a body, as text.
 fn map(settings: &MappingSettings, body: &str) -> Result<String, NoMessage> {
     let message = |element: posthog::Element<'_>| {
         let event = element.event.unwrap();
@@ -44,12 +44,12 @@ fn map(settings: &MappingSettings, body: &str) -> Result<String, NoMessage> {
     posthog::Body::parse(body, message).unwrap().elements.remove(0)
 }
 
-/// What a body maps to when all calls are forwarded.
+/// Returns what a body maps to when all calls are forwarded.
 fn mapped(body: &str) -> Value {
     parse(&map(&settings(), body).unwrap())
 }
 
-/// `serde_json` takes no lone surrogate.
+/// Parses a message, without its lone surrogate, which `serde_json` does not accept.
 fn parse(message: &str) -> Value {
     serde_json::from_str(&message.replace("\\ud83d", "\\ufffd")).unwrap()
 }
@@ -282,7 +282,7 @@ fn a_time_that_is_not_rfc_3339_becomes_so() {
     }
 }
 
-/// The event of a shape, with as much of `text` as it takes to reach `size`.
+/// Returns the event of a shape, with as much of `text` as it takes to reach `size`.
 fn event_of(size: usize, text: &str, shape: impl Fn(&str) -> String) -> String {
     shape(&text.repeat((size - shape("").len()) / text.len()))
 }
@@ -307,7 +307,7 @@ fn a_message_is_at_most_twice_its_event_and_4_kib() {
         let url = &parse(&event)["properties"]["$current_url"];
         assert_eq!(&parse(&message)["context"]["page"]["url"], url);
     }
-    // What fits is there, and of what does not, nothing is.
+    // A search that fits is there whole; of one that does not, nothing is.
     assert!(map(&settings(), &event_of(500, "<", page)).unwrap().contains(r#""search":"?%3C"#));
     assert!(!map(&settings(), &event_of(100_000, "<", page)).unwrap().contains(r#""search""#));
     assert!(map(&settings(), &event_of(100_000, "x", tail)).unwrap().contains(r#""search":"?xxx"#));
@@ -318,7 +318,7 @@ fn a_message_is_at_most_twice_its_event_and_4_kib() {
     assert_eq!(map(&settings(), &too_large), Err(Invalid::MessageTooLarge.into()));
     let posthog = MappingSettings { format: Format::Posthog, ..settings() };
     assert_eq!(map(&posthog, &too_large), Ok(too_large));
-    // An envelope's time is no part of the event, and would be copied into each message.
+    // An envelope's time is not part of the event, and would be copied into each message.
     let batch = format!(r#"{{"sent_at":"{}","batch":[{{"event":"e"}}]}}"#, "s".repeat(100_000));
     assert_eq!(map(&settings(), &batch), Err(Invalid::MessageTooLarge.into()));
 }
@@ -399,7 +399,7 @@ fn a_message_has_a_time_in_any_case() {
     }
 }
 
-/// The expectations are what `new URL(…).search` is in JavaScript.
+/// The expected values are those of `new URL(…).search` in JavaScript.
 #[test]
 fn search_is_what_javascript_says() {
     for (url, expected) in [
@@ -516,7 +516,7 @@ proptest! {
     }
 }
 
-/// Whether that is so in the objects that the mapping writes; what is copied into them may be otherwise.
+/// Checks the objects that the mapping writes; objects that are copied into them may repeat keys.
 fn no_key_comes_twice(message: &str) -> bool {
     let message = Raw::parse(message).unwrap();
     let objects = [&[][..], &["context"], &["context", "traits"], &["properties"], &["traits"]];

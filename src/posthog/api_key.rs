@@ -1,14 +1,14 @@
-//! The `api_key` of a batch, found before anything else is done for its sender.
+//! The search for the `api_key` of a batch, before anything else is done for its sender.
 
 use crate::json::{Raw, Text};
 
-/// The longest key or value of the envelope that is looked at: that of a token, with room to spare.
+/// The longest key or value of the envelope that is considered: that of a token, with room to spare.
 const MAX_TEXT: usize = 4 << 10;
 
 /// A walk over a body, which may come in pieces, that finds the `api_key` of its envelope and keeps nothing else.
 ///
-/// It takes a few steps for each byte, whatever that is, and at most some KiB of memory. It tells strings from brackets
-/// and no more: what it finds proves who sent the body, not that the body is JSON.
+/// It takes a few steps for each byte, whatever the byte is, and at most a few KiB of memory. It tells strings from
+/// brackets and no more: the key that it finds proves who sent the body, not that the body is JSON.
 #[derive(Debug, Default)]
 pub struct ApiKeyWalk {
     /// Brackets that are open.
@@ -16,13 +16,13 @@ pub struct ApiKeyWalk {
     in_string: bool,
     /// The next byte belongs to an escape.
     is_escaped: bool,
-    /// The outermost object's string that the walk is in, or its last one, with quotes.
+    /// The current or last string of the outermost object, with its quotes.
     text: Vec<u8>,
     /// The outermost object's last key.
     key: Member,
-    /// The same while the walk is at its value.
+    /// The same key, while the walk is at its value.
     member: Option<Member>,
-    /// Whether there is an array called `batch`: what is no envelope has no `api_key`.
+    /// Whether the object has an array called `batch`: without one it is no envelope, and has no `api_key`.
     has_batch: bool,
     api_key: Option<Vec<u8>>,
     end: End,
@@ -36,13 +36,13 @@ enum Member {
     Other,
 }
 
-/// How far the outermost object has come.
+/// The state of the outermost object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum End {
     #[default]
     Open,
     Closed,
-    /// The body is something else than one object.
+    /// The body is not one object.
     NoObject,
 }
 
@@ -60,13 +60,13 @@ impl ApiKeyWalk {
         }
     }
 
-    /// The value of the last `api_key`, as it stood there, once the whole body has been walked over.
+    /// Returns the value of the last `api_key` as it stands in the body, once the whole body has been walked over.
     pub fn api_key(&self) -> Option<Raw<'_>> {
         let api_key = self.api_key.as_deref().filter(|_| self.has_batch && self.end == End::Closed)?;
         Raw::parse(str::from_utf8(api_key).ok()?).ok()
     }
 
-    /// Moves over the inside of a string up to its end or to an escape, and returns what is behind.
+    /// Moves over the inside of a string up to its end or to an escape, and returns the rest of the piece.
     fn string<'p>(&mut self, piece: &'p [u8]) -> &'p [u8] {
         let len = match std::mem::take(&mut self.is_escaped) {
             true => 1,
@@ -104,7 +104,7 @@ impl ApiKeyWalk {
         }
     }
 
-    /// Moves over a byte that is in no string.
+    /// Moves over a byte outside of strings.
     fn structure(&mut self, byte: u8) {
         match byte {
             b' ' | b'\t' | b'\n' | b'\r' => {}

@@ -14,7 +14,7 @@ fn event(body: &str) -> Event<'_> {
     event.unwrap()
 }
 
-/// The event of an element that is one but for its `uuid`.
+/// Returns the id of an event with these members.
 fn with_uuid(members: &str) -> String {
     event(&format!(r#"{{"event":"e",{members}}}"#)).uuid.to_string()
 }
@@ -139,7 +139,7 @@ fn a_byte_order_mark_before_a_body_is_skipped() {
     }
 }
 
-/// What `make` is given of the only element.
+/// Returns what `make` makes of the only element.
 fn made<T>(body: &str, make: impl Fn(Event<'_>) -> T) -> T {
     Body::parse(body, |element| make(element.event.unwrap())).unwrap().elements.remove(0)
 }

@@ -1,4 +1,4 @@
-//! When an event happened, in all the ways in which senders write that.
+//! The time of an event, in all the ways in which senders write it.
 
 use std::fmt;
 
@@ -6,17 +6,17 @@ use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
 use crate::json::Raw;
 
-/// An instant, and how precisely it was written. It is shown as RFC 3339 has it, in UTC.
+/// An instant, with the precision in which it was written. It is displayed as RFC 3339, in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time {
     /// The instant.
     pub instant: Timestamp,
-    /// How many digits its fraction of a second has.
+    /// The number of digits in the fraction of a second.
     digits: usize,
 }
 
 impl Time {
-    /// The time that a value is, unless it cannot be read: text with an offset or in UTC, or a number since 1970.
+    /// Reads a value: text with an offset or in UTC, or a number since 1970. Returns `None` for any other.
     pub fn of(value: Raw<'_>) -> Option<Self> {
         match value.as_text() {
             Some(text) => Self::parse(&text.to_scalar_string()),
@@ -24,7 +24,7 @@ impl Time {
         }
     }
 
-    /// The time that a text is. It has an offset or is in UTC, and a date alone begins at midnight.
+    /// Reads a text. Without an offset it is in UTC, and a date alone begins at midnight.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(time) = Self::since_epoch(text) {
             return Some(time);
@@ -36,7 +36,7 @@ impl Time {
         Some(Self { instant, digits: fraction.bytes().take_while(u8::is_ascii_digit).count() })
     }
 
-    /// Seconds between 1973 and 5138, or milliseconds, which have three digits more. Other numbers are no times.
+    /// Reads seconds between 1973 and 5138, or milliseconds, which have three digits more. Other numbers are not times.
     fn since_epoch(number: &str) -> Option<Self> {
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let (seconds, millis) = match whole.len() {
@@ -60,7 +60,7 @@ impl fmt::Display for Time {
     }
 }
 
-/// Whether a value is a string that RFC 3339 allows.
+/// True if a value is a string that RFC 3339 allows.
 pub fn is_rfc3339(value: Raw<'_>) -> bool {
     let Some(text) = value.as_text() else { return false };
     let text = text.to_scalar_string();
@@ -72,7 +72,7 @@ pub fn is_rfc3339(value: Raw<'_>) -> bool {
     is_offset && is_like(seconds, b"0000-00-00T00:00:00")
 }
 
-/// Whether a text has a digit wherever the pattern has a zero, and else is the pattern.
+/// True if a text has a digit wherever the pattern has a zero, and otherwise equals the pattern, in any case.
 fn is_like(text: &[u8], pattern: &[u8]) -> bool {
     let is_like = |(byte, pattern): (&u8, &u8)| match pattern {
         b'0' => byte.is_ascii_digit(),

@@ -1,4 +1,4 @@
-//! Bodies full of the keys that mean something, as text: in any order, repeatedly and escaped.
+//! Bodies full of the keys that mean something, as text: in any order, repeated and escaped.
 
 use proptest::{prelude::*, sample::select};
 
@@ -52,7 +52,7 @@ fn event() -> impl Strategy<Value = String> {
     let rest = prop::collection::vec((key, value), 0..8);
     (name, properties(), rest, any::<prop::sample::Index>()).prop_map(|(name, properties, rest, at)| {
         let mut members: Vec<_> = rest.iter().map(|(key, value)| member(key, value)).collect();
-        // Usually after a `properties` of an odd type, sometimes before it.
+        // Usually this is after a `properties` of an odd type, sometimes before it.
         members.insert(members.len() - at.index(members.len() + 1) / 2, member("properties", &properties));
         members.insert(at.index(members.len() + 1), member("event", &format!("\"{name}\"")));
         members.push(member("uuid", "\"an id\""));
@@ -79,7 +79,7 @@ fn properties() -> impl Strategy<Value = String> {
     prop_oneof![9 => properties_object(), 1 => properties_object().prop_map(as_text)]
 }
 
-/// The JSON string that holds a JSON text.
+/// Returns the JSON string that holds a JSON text.
 fn as_text(json: String) -> String {
     serde_json::Value::String(json).to_string()
 }
@@ -124,7 +124,7 @@ fn properties_object() -> impl Strategy<Value = String> {
     })
 }
 
-/// An object as users make them, of group types or traits.
+/// An object as users make it, of group types or traits.
 fn own_members() -> impl Strategy<Value = String> {
     let key = select(vec!["company", "posthog_group_type", "$internal", "e\\\"é", "plan", "$", "a.b"]);
     let members = object(key, odd_value(), 8);

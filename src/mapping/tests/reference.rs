@@ -1,19 +1,20 @@
-//! The table of what goes out, once more: slowly, over parsed JSON, a row at a time. The fuzz target `forward` uses it too.
+//! The mapping written a second time: slowly, over parsed JSON, a row of the table at a time. The fuzz target `forward`
+//! uses it too.
 
 use serde_json::{Map, Value};
 
 use super::*;
 
-/// What must become of an element.
+/// The expected result for an element.
 #[derive(Debug, PartialEq)]
 pub(super) enum Expected {
     Invalid,
     Filtered,
-    /// Without `messageId` if the event has no id of its own.
+    /// Has no `messageId` if the event has no id of its own.
     Message(Value),
 }
 
-/// What must become of each element of a body.
+/// Returns the expected result for each element of a body.
 pub(super) fn expected(settings: &MappingSettings, body: &Value) -> Vec<Expected> {
     let (elements, sent_at) = match body {
         Value::Array(elements) => (elements.as_slice(), None),
@@ -208,8 +209,8 @@ fn is_groups_own_id(id: Option<Value>, group: [Option<Value>; 2]) -> bool {
     group_type.zip(group_key).is_some_and(|(group_type, group_key)| id == format!("${group_type}_{group_key}"))
 }
 
-/// "Verbatim; one that is not RFC 3339 is rewritten as RFC 3339, same instant." Nothing for a fraction, since parsed JSON
-/// does not say how many digits it had.
+/// "Verbatim; one that is not RFC 3339 is rewritten as RFC 3339, same instant." Returns nothing for a fraction, since
+/// parsed JSON does not say how many digits it had.
 fn rfc3339(time: Value) -> Option<Value> {
     let text = time.to_string();
     let raw = Raw::parse(&text).unwrap();

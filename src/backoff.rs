@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt.
+//! Delays before the next attempt.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,35 +15,35 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A backoff of `base` after the first failure and never more than `cap`.
+    /// Creates a backoff of `base` after the first failure, doubled after each further one up to `cap`.
     ///
     /// # Panics
-    /// If `base` is zero or over `cap`: such a backoff would be none.
+    /// If `base` is zero or over `cap`.
     pub const fn new(base: Duration, cap: Duration) -> Self {
         assert!(!base.is_zero() && base.as_nanos() <= cap.as_nanos(), "a backoff needs 0 < base <= cap");
         Self { base, cap }
     }
 
-    /// Anything from nothing to the full delay after `failures` of them ("full jitter"): senders that failed together do
-    /// not come back together.
+    /// Draws a delay between nothing and the full one after `failures` failures ("full jitter"), so that senders that
+    /// failed together do not come back together.
     pub fn full_jitter(&self, failures: u32, rng: &mut Rng) -> Duration {
         self.full(failures).mul_f64(rng.f64())
     }
 
-    /// Anything from half the delay to all of it ("equal jitter"): where a pause must be one.
+    /// Draws a delay between half and all of the full one ("equal jitter"), for a pause that must not be too short.
     pub fn equal_jitter(&self, failures: u32, rng: &mut Rng) -> Duration {
         self.full(failures).mul_f64(0.5 + 0.5 * rng.f64())
     }
 
-    /// The delay after `failures` of them, at least one.
+    /// Returns the delay after `failures` failures; none counts as one.
     fn full(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         self.base.saturating_mul(1 << doublings).min(self.cap)
     }
 }
 
-/// What a `Retry-After` asks for: whole seconds or an HTTP date (RFC 9110, section 10.2.3), at most
-/// [`MAX_RETRY_AFTER`]. Nothing if it is zero, past or neither of the two.
+/// Returns the wait that a `Retry-After` asks for: whole seconds or an HTTP date (RFC 9110, section 10.2.3), at most
+/// [`MAX_RETRY_AFTER`]. Returns `None` if it is zero, in the past or neither of the two.
 pub fn retry_after(value: &[u8], now: SystemTime) -> Option<Duration> {
     let value = std::str::from_utf8(value).ok()?.trim_ascii();
     let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {

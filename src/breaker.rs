@@ -1,10 +1,11 @@
-//! The circuit breaker: whether Variance may be asked at all.
+//! The circuit breaker, which pauses attempts while Variance cannot take events.
 //!
-//! Faults of five different events in a row, with nothing accepted in the last two seconds, pause all attempts. So does a
-//! `Retry-After`. When the pause is over one event tries: a reply ends the pause, a fault begins a longer one.
+//! Faults of several different events in a row open it, unless Variance has accepted an event lately, and so does a
+//! `Retry-After`. When the pause is over, one event is tried: a reply that accepts or refuses it ends the pause, a
+//! fault begins a longer one. The rule of pauses in `docs/delivery.md` has the numbers.
 //!
-//! Such a reply takes or refuses the event. Only an attempt that began after the pause was set may end or shorten
-//! it: what comes of those that were under way says how Variance was before.
+//! Only an attempt that began after the pause was set may end or shorten it: the results of earlier attempts say how
+//! Variance was before.
 
 use std::time::Duration;
 
@@ -13,19 +14,19 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 
-/// How many different events have to fail in a row to open the breaker.
+/// The number of different events that have to fail in a row to open the breaker.
 const EVENTS_TO_OPEN: usize = 5;
 
-/// A circuit breaker. It has no clock: every call says what time it is.
+/// A circuit breaker without a clock: every call passes in the time.
 #[derive(Debug)]
 pub struct Breaker {
     open_for: Backoff,
-    /// An acceptance that is no older than this shows that Variance takes events.
+    /// The age up to which an acceptance shows that Variance takes events.
     recent: Duration,
     pause: Option<Pause>,
     /// The first few events that have failed since the last answer.
     failed: Vec<u64>,
-    /// Openings since the last answer that closed it.
+    /// Openings since the last answer that closed the breaker.
     openings: u32,
     last_accepted: Option<Instant>,
     attempts: u64,
@@ -39,29 +40,29 @@ struct Pause {
     probe: Option<AttemptId>,
 }
 
-/// An attempt's number, in the order in which they begin.
+/// The number of an attempt, in the order in which attempts begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AttemptId(u64);
 
-/// What may be attempted now.
+/// The attempts that may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Permit {
-    /// Everything.
+    /// Any number of attempts.
     All,
     /// One attempt.
     Probe,
-    /// Nothing.
+    /// No attempt.
     Nothing,
 }
 
 impl Breaker {
-    /// A closed breaker that stays open for `open_for`, longer each time, and that faults do not open within `recent` of an
-    /// acceptance.
+    /// Creates a closed breaker. It stays open for `open_for`, longer each time, and faults do not open it within
+    /// `recent` of an acceptance.
     pub fn new(open_for: Backoff, recent: Duration) -> Self {
         Self { open_for, recent, pause: None, failed: Vec::new(), openings: 0, last_accepted: None, attempts: 0 }
     }
 
-    /// What may be attempted at `now`.
+    /// Returns the attempts that may begin at `now`.
     pub fn permit(&self, now: Instant) -> Permit {
         match &self.pause {
             None => Permit::All,
@@ -70,22 +71,22 @@ impl Breaker {
         }
     }
 
-    /// When the next probe may begin, if the breaker is open and none is under way.
+    /// Returns the time at which the next probe may begin, if the breaker is open and no probe is under way.
     pub fn open_until(&self) -> Option<Instant> {
         self.pause.as_ref().filter(|pause| pause.probe.is_none()).map(|pause| pause.until)
     }
 
-    /// Whether everything may be attempted.
+    /// True if attempts are not paused.
     pub fn is_closed(&self) -> bool {
         self.pause.is_none()
     }
 
-    /// Whether Variance has accepted an event lately.
+    /// True if Variance has accepted an event lately.
     pub fn accepts(&self, now: Instant) -> bool {
         self.last_accepted.is_some_and(|last| now.duration_since(last) <= self.recent)
     }
 
-    /// Notes that an attempt begins. It is the probe if the breaker is open.
+    /// Notes that an attempt begins, which is the probe if the breaker is open.
     pub fn begin(&mut self) -> AttemptId {
         self.attempts += 1;
         let attempt = AttemptId(self.attempts);
@@ -101,7 +102,7 @@ impl Breaker {
         self.answered(attempt);
     }
 
-    /// Notes that Variance has answered an attempt, by accepting or refusing that one event.
+    /// Notes that Variance has answered an attempt by accepting or refusing its event.
     pub fn answered(&mut self, attempt: AttemptId) {
         self.failed.clear();
         if self.pause.as_ref().is_some_and(|pause| attempt > pause.set_after) {
@@ -109,7 +110,7 @@ impl Breaker {
         }
     }
 
-    /// Notes that an attempt of `event` failed, through no fault of the event. True if that opens the breaker.
+    /// Notes that an attempt of `event` failed through no fault of the event. Returns true if that opens the breaker.
     pub fn failed(&mut self, attempt: AttemptId, event: u64, now: Instant, rng: &mut Rng) -> bool {
         if self.failed.len() < EVENTS_TO_OPEN && !self.failed.contains(&event) {
             self.failed.push(event);
@@ -126,7 +127,7 @@ impl Breaker {
         opens && was_closed
     }
 
-    /// Notes that Variance has asked, in its answer to an attempt, for no attempts until then. True if that opens the
+    /// Notes that Variance's answer to an attempt asked for no attempts before `until`. Returns true if that opens the
     /// breaker.
     pub fn asked(&mut self, attempt: AttemptId, until: Instant) -> bool {
         match &self.pause {
@@ -141,14 +142,14 @@ impl Breaker {
         false
     }
 
-    /// Notes that an attempt has failed in a way that says nothing of Variance. If it was the probe, another may begin.
+    /// Notes that an attempt failed in a way that says nothing about Variance. If it was the probe, another may begin.
     pub fn failed_alone(&mut self, attempt: AttemptId) {
         if let Some(pause) = &mut self.pause {
             pause.probe.take_if(|probe| *probe == attempt);
         }
     }
 
-    /// Closes it, as if nothing had failed.
+    /// Closes the breaker, as if nothing had failed.
     pub fn reset(&mut self) {
         (self.pause, self.openings) = (None, 0);
         self.failed.clear();

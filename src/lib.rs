@@ -12,15 +12,18 @@
 //!
 //! The modules, in the order in which they are best read:
 //!
-//! * [`posthog`] decodes what PostHog and its SDKs send; [`json`] walks over the text for it without copying.
-//! * [`variance`] is what Variance takes: a call and its message; [`mapping`] makes one of an event, or says why not.
-//! * [`outbox`] is the promise: what was handed over leaves delivered, refused, or not before its time is over. It goes
-//!   by [`backoff`], [`breaker`] and [`limit`], which are rules without a clock, and posts through [`destination`].
-//! * [`server`] is the HTTP face: it asks [`auth`] who may send, [`inflate`]s bodies, and tells what became of events.
-//! * [`metrics`] counts; [`service`] puts the parts together; [`shutdown`] says when to stop.
+//! * [`posthog`] decodes what PostHog and its SDKs send; [`json`] scans its text without copying.
+//! * [`variance`] has the calls and messages that Variance takes; [`mapping`] turns an event into a message, or says
+//!   why there is none.
+//! * [`outbox`] keeps the promise: every message that it takes in is delivered, refused, or held until its time is
+//!   over. It follows the rules in [`backoff`], [`breaker`] and [`limit`], which have no clock, and posts through
+//!   [`destination`].
+//! * [`server`] is the HTTP server: it asks [`auth`] who may send, [`inflate`]s bodies, and replies with what became of
+//!   the events.
+//! * [`metrics`] counts; [`service`] puts the parts together; [`shutdown`] listens for the signals to stop.
 //! * [`query_api`] asks PostHog for the events that it still has.
-//! * [`cli`] is the command line; [`config`] reads the settings of all parts, [`secret`]s among them; [`telemetry`] logs,
-//!   and [`repeated`] keeps a fault that repeats from flooding the log.
+//! * [`cli`] is the command line; [`config`] reads the settings of all parts, [`secret`]s among them; [`telemetry`]
+//!   logs, and [`repeated`] keeps a repeating fault from flooding the log.
 //!
 //! Arrows point one way: nothing below `cli` sees the whole configuration, and `posthog` and `variance` do not know each
 //! other.

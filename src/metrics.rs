@@ -1,7 +1,6 @@
-//! What is counted, and how Prometheus reads it.
+//! The metrics of a service, as Prometheus reads them.
 //!
-//! Every label comes from a closed set. When nothing is moving, what was received is the sum of `events_total` over its
-//! outcomes, of what joined, and of what is held.
+//! Every label comes from a closed set. `docs/operations.md` lists the metrics and says how they add up.
 
 use std::{
     sync::Arc,
@@ -25,20 +24,20 @@ use self::labels::{
 
 mod labels;
 
-/// The content type of [`Metrics::encode`].
+/// The content type of the text that [`Metrics::encode`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics of one service: a value that is handed down, not a global.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
 
-/// What each event touches is looked up once.
+/// The registered metrics. Counters that every event touches are looked up by label once, here.
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
     received: IntCounter,
     events: CallLabelTable<OutcomeLabelTable<IntCounter>>,
-    /// Of the same bytes, and of others.
+    /// Re-sends of the same bytes, and of others.
     joined: JoinedLabelTable<IntCounter>,
     filtered: FilteredLabelTable<IntCounter>,
     requests: IntCounterVec,
@@ -64,28 +63,28 @@ struct Inner {
     state: StateLabelTable<IntGauge>,
 }
 
-/// What is read when Prometheus asks, not counted on the way.
+/// The values that are read when Prometheus asks, not counted on the way.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot {
     /// Events in memory that Variance does not have.
     pub held_events: usize,
-    /// What they take.
+    /// The memory that these events take.
     pub held_bytes: usize,
-    /// What they may take.
+    /// The memory that they may take.
     pub held_limit: usize,
-    /// How long the oldest has been there.
+    /// The time for which the oldest of them has been held.
     pub held_oldest: Duration,
-    /// How long each may be there.
+    /// The time for which each may be held.
     pub retry_for: Duration,
     /// Final outcomes in memory.
     pub remembered: usize,
     /// Attempts under way.
     pub attempts_in_flight: usize,
-    /// How many may be under way at present.
+    /// The attempts that may be under way at present.
     pub attempts_limit: usize,
-    /// When the next attempt may begin; nothing if attempts are not paused.
+    /// The time until the next attempt; `None` if attempts are not paused.
     pub next_attempt: Option<Duration>,
-    /// When Variance took an event last.
+    /// The time at which Variance last took an event.
     pub last_success: Option<SystemTime>,
     /// Variance's state.
     pub state: StateLabel,
@@ -93,13 +92,13 @@ pub struct Snapshot {
 
 const PREFIX: &str = "variance_connector_";
 
-/// Upper bounds of the buckets for times, in seconds. A reply at the deadline of 2.5 s is a little over it, and what PostHog
-/// gives up on is over 3 s.
+/// Upper bounds of the buckets for times, in seconds. A reply at the default deadline takes a little over 2.5, and what
+/// PostHog gives up on takes over 3.
 const SECONDS: [f64; 17] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 2.75, 3.0, 5.0, 10.0, 60.0, 240.0];
 
 impl Metrics {
-    /// Counts from zero.
+    /// Creates metrics that count from zero.
     pub fn new() -> Self {
         let registry = Registry::new();
         let counter = |name, help| register(&registry, IntCounter::with_opts(opts(name, help)));
@@ -117,7 +116,8 @@ impl Metrics {
         let attempts = counters("attempts_total", "Attempts to post to Variance, by result.", &["result"]);
         let auth_failures = counters("auth_failures_total", "Requests without a right credential.", &["reason"]);
         let state = gauges("destination_state", "Variance's state: 1 for the current one.", &["state"]);
-        // A counter that first appears at one shows no increase, so all begin at zero, and alerts see the first.
+        // A counter that first appears at one shows no increase, so all of them begin at zero and alerts see the first
+        // event.
         for route in RouteLabel::VARIANTS {
             for status in route.statuses() {
                 requests.with_label_values(&[route.as_ref(), &status.to_string()]).reset();
@@ -126,7 +126,7 @@ impl Metrics {
         gauges("build_info", "This program's version.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        // There is none for other systems.
+        // Other systems have no such collector.
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
@@ -184,7 +184,7 @@ impl Metrics {
         self.0.received_bytes.inc_by(bytes as u64);
     }
 
-    /// Counts the end of `count` events.
+    /// Counts `count` events that have ended.
     pub fn ended(&self, call: CallLabel, outcome: OutcomeLabel, count: usize) {
         self.0.events[call][outcome].inc_by(count as u64);
     }
@@ -195,7 +195,7 @@ impl Metrics {
         self.0.filtered[reason].inc();
     }
 
-    /// Counts a re-send, which has the same bytes as the event that it joins, or others.
+    /// Counts a re-send, by whether it has the same bytes as the event that it joins.
     pub fn joined(&self, is_same: bool) {
         self.0.joined[if is_same { JoinedLabel::True } else { JoinedLabel::False }].inc();
     }
@@ -206,17 +206,17 @@ impl Metrics {
         self.0.attempt_seconds.observe(time.as_secs_f64());
     }
 
-    /// Counts a pause.
+    /// Counts a pause of all attempts.
     pub fn breaker_opened(&self) {
         self.0.breaker_openings.inc();
     }
 
-    /// Counts a line that the log has to leave out.
+    /// Counts a line that is missing from the log.
     pub fn log_line_dropped(&self) {
         self.0.log_lines_dropped.inc();
     }
 
-    /// Counts a reply. The time it took is observed for the routes that take events.
+    /// Counts a reply. Its time is observed for the routes that take events.
     pub fn replied(&self, route: RouteLabel, status: StatusCode, time: Duration) {
         self.0.requests.with_label_values(&[route.as_ref(), status.as_str()]).inc();
         if matches!(route, RouteLabel::Webhook | RouteLabel::Batch) {
@@ -224,22 +224,22 @@ impl Metrics {
         }
     }
 
-    /// Counts a sender without a right credential.
+    /// Counts a sender without a valid credential.
     pub fn auth_failed(&self, reason: AuthFailureLabel) {
         self.0.auth_failures[reason].inc();
     }
 
-    /// The gauge of open connections.
+    /// Returns the gauge of open connections.
     pub fn connections(&self) -> &IntGauge {
         &self.0.connections
     }
 
-    /// Says how much memory the settings allow for.
+    /// Sets how much memory the settings allow for.
     pub fn set_memory_limit(&self, bytes: usize) {
         set(&self.0.memory_limit, bytes);
     }
 
-    /// Prometheus's text, with what `now` says of the moment.
+    /// Returns all metrics as Prometheus's text, with the values of the moment from `now`.
     pub fn encode(&self, now: Snapshot) -> Vec<u8> {
         let Snapshot { held_events, held_bytes, held_limit, held_oldest, retry_for, remembered, .. } = now;
         let Snapshot { attempts_in_flight, attempts_limit, next_attempt, last_success, state, .. } = now;

@@ -1,4 +1,4 @@
-//! Faults that repeat, in a log that they cannot flood.
+//! A limit for log lines about a fault that repeats.
 
 use std::{
     sync::{Arc, Mutex},
@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How far apart two lines are at least.
+/// The least time between two lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts the occurrences of one kind of fault between two lines.
@@ -21,7 +21,7 @@ struct Since {
 }
 
 impl Repeated {
-    /// Notes an occurrence. If the last line is long enough ago, returns how many the next one is to tell of.
+    /// Notes an occurrence. If the last line is long enough ago, returns how many occurrences the next line stands for.
     pub fn note(&self, now: Instant) -> Option<u64> {
         let mut since = self.0.lock().expect("no panic while it is held");
         since.unsaid += 1;

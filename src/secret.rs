@@ -1,13 +1,13 @@
-//! Text that must not be printed, the files that hold it, and what is pasted along with it by mistake.
+//! Secrets, the files that hold them, and the repair of those that were pasted with something else.
 
 use std::{fmt, fs, io, path::Path};
 
-/// A credential. Its `Debug` shows nothing of it, and there is no `Display`.
+/// A credential. Its `Debug` shows nothing of it, and it has no `Display`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the credential in.
+    /// Wraps a credential.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -24,13 +24,13 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The name of a flaw in a text.
+/// The flaw of a text in quotation marks, as [`repaired`] names it.
 pub const QUOTATION_MARKS: &str = "quotation marks";
 
-/// The text of a file that holds a secret, without the white space at its end, which editors and `echo` leave there.
+/// Reads a file that holds a secret, without the white space at its end, which editors and `echo` leave there.
 ///
 /// # Errors
-/// When the file cannot be read, or holds nothing else.
+/// When the file cannot be read, is not UTF-8 or is empty.
 pub fn read(file: &Path) -> io::Result<String> {
     let text = fs::read_to_string(file).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => io::Error::new(error.kind(), "it is not UTF-8"),
@@ -42,13 +42,14 @@ pub fn read(file: &Path) -> io::Result<String> {
     }
 }
 
-/// The lines of such a file that hold something.
+/// The lines of such a file that are not blank.
 pub fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(|line| !line.trim().is_empty())
 }
 
-/// A secret without what was pasted along with it and cannot be part of it: invisible characters, white space and quotation
-/// marks around it, and `prefixes` such as the name of its header. Tells what there was, for a warning.
+/// Removes what was pasted along with a secret and cannot be part of it: invisible characters, white space and
+/// quotation marks around it, and `prefixes` such as the name of its header. Also returns what was removed, for a
+/// warning.
 pub fn repaired(text: &str, prefixes: &[&str]) -> (String, Vec<String>) {
     let mut flaws = Vec::new();
     let visible: String = text.chars().filter(|character| !is_invisible(*character)).collect();
@@ -73,7 +74,7 @@ pub fn repaired(text: &str, prefixes: &[&str]) -> (String, Vec<String>) {
     (rest.to_owned(), flaws)
 }
 
-/// What is seen of a wrong secret without showing any of it, as the end of a sentence.
+/// Describes a wrong secret without showing any of it, as the end of a sentence.
 pub fn described(text: &str) -> String {
     let length = text.chars().count();
     let odd = text.char_indices().find(|(_, character)| !character.is_ascii_graphic() && *character != ' ');
@@ -90,8 +91,8 @@ pub fn described(text: &str) -> String {
     }
 }
 
-/// What stands between two quotation marks of one kind, if they can only be meant to surround it: Docker's `--env-file`
-/// keeps those that a shell would take off.
+/// Returns the text between two quotation marks of one kind, if they can only be meant to surround it: Docker's
+/// `--env-file` keeps those that a shell would remove.
 pub fn unquoted(text: &str) -> Option<&str> {
     ['"', '\''].into_iter().find_map(|mark| {
         let inner = text.strip_prefix(mark)?.strip_suffix(mark)?;
@@ -99,12 +100,12 @@ pub fn unquoted(text: &str) -> Option<&str> {
     })
 }
 
-/// True if a text begins with a quotation mark, straight or not, that cannot be taken off without doubt.
+/// True if a text begins with a quotation mark, straight or not, whose removal would be a guess.
 pub fn is_half_quoted(text: &str) -> bool {
     text.starts_with(['"', '\'', '“', '‘', '„', '«'])
 }
 
-/// A byte order mark, or what web pages and word processors put between letters unseen.
+/// True for a byte order mark, and for invisible characters that web pages and word processors put between letters.
 fn is_invisible(character: char) -> bool {
     matches!(character, '\u{feff}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{00ad}')
 }
@@ -148,7 +149,7 @@ mod tests {
             ("Authorization: Bearer abc", token, "abc", &["`Authorization:`", "`Bearer`"]),
             ("\u{feff}abc\u{200b}def", token, "abcdef", &["invisible characters"]),
             ("\u{a0}abc", token, "abc", &["white space around it"]),
-            // What could be meant so stays.
+            // Whatever may be intended stays.
             ("\"abc", header, "\"abc", &[]),
             ("\"", header, "\"", &[]),
             ("Custom id=\"a\", key=\"b\"", header, "Custom id=\"a\", key=\"b\"", &[]),

@@ -1,6 +1,6 @@
-//! What is logged, and how: lines on standard error, because standard output belongs to the results of commands.
+//! The log: lines on standard error, because standard output belongs to the results of commands.
 //!
-//! A thread of its own writes them, so that neither a reader that is slow nor a write that fails costs more than lines.
+//! A thread of its own writes them, so that neither a slow reader nor a failing write costs more than lines.
 
 use std::{
     env, fmt,
@@ -27,36 +27,36 @@ mod text;
 /// The target of this program's own events.
 const OWN: &str = env!("CARGO_CRATE_NAME");
 
-/// How much the dependencies log unless a directive names them.
+/// The level at which dependencies log unless a directive names them.
 const OTHERS: LevelFilter = LevelFilter::WARN;
 
-/// How long the end of the program may wait for the log's reader.
+/// The longest that the end of the program waits for the log's reader.
 const FLUSH_FOR: Duration = Duration::from_secs(1);
 
-/// What is logged, and how.
+/// The settings of the log.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
-    /// What a line looks like; nothing means text on a terminal and JSON elsewhere.
+    /// The form of a line; `None` means text on a terminal and JSON elsewhere.
     pub format: Option<Format>,
-    /// What is logged.
+    /// The directives for what is logged.
     pub level: Directives,
 }
 
-/// What a line looks like.
+/// The form of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One object each, with the event's fields beside `timestamp`, `level`, `message` and `target`.
+    /// One JSON object per line, with the event's fields beside `timestamp`, `level`, `message` and `target`.
     Json,
 }
 
-/// The directives of an [`EnvFilter`], checked. A bare level is for this program alone; it lowers that of dependencies,
-/// but does not raise it.
+/// The valid directives of an [`EnvFilter`]. A bare level is for this program alone: it lowers the level of
+/// dependencies, but does not raise it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directives(String);
 
-/// The running log. Dropped, it waits a second at most until its lines are written.
+/// The running log. When it is dropped, it waits a moment for its lines to be written.
 #[must_use]
 pub struct Log {
     queue: Arc<Queue>,
@@ -64,14 +64,14 @@ pub struct Log {
     set_filter: SetFilter,
 }
 
-/// Logs by another filter from now on.
+/// A function that replaces the filter.
 type SetFilter = Box<dyn Fn(EnvFilter) + Send + Sync>;
 
-/// Logs to standard error from now on, panics too; in colours only on a terminal and without `NO_COLOR`. Lines that have to
-/// be dropped are counted.
+/// Starts the log on standard error, for panics too. Colours are used only on a terminal and without `NO_COLOR`. Lines
+/// that have to be dropped are counted in `metrics`.
 ///
 /// # Errors
-/// When there can be no thread or descriptor for it, or something logs already.
+/// When no thread or descriptor can be had for it, or there is another log already.
 pub fn init(settings: &LogSettings, metrics: Metrics) -> io::Result<Log> {
     let is_terminal = io::stderr().is_terminal();
     let is_colourful = is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -88,7 +88,7 @@ pub fn init(settings: &LogSettings, metrics: Metrics) -> io::Result<Log> {
 }
 
 impl Log {
-    /// Goes by other settings from now on, but for the format. Returns true if that has changed, which takes a restart.
+    /// Applies other settings, except for the format. Returns true if the format has changed, which takes a restart.
     pub fn reload(&self, settings: &LogSettings) -> bool {
         (self.set_filter)(settings.level.filter());
         settings.format != self.format
@@ -130,7 +130,7 @@ where
 }
 
 fn setter<S: 'static>(handle: reload::Handle<EnvFilter, S>) -> SetFilter {
-    // It fails only when nothing logs by it any longer.
+    // It fails only when nothing uses the filter any longer.
     Box::new(move |filter| drop(handle.reload(filter)))
 }
 
@@ -155,7 +155,7 @@ impl FromStr for Directives {
             } else if part.contains('=') && part.parse::<Directive>().is_ok() {
                 named.push(part);
             } else {
-                // A word alone would be a target, and a misspelt level silently log nothing.
+                // A word alone would be a target, and a misspelt level would silently log nothing.
                 return Err(RIGHT);
             }
         }
@@ -171,7 +171,7 @@ impl fmt::Display for Directives {
     }
 }
 
-/// A level by its name; the parser's numbers and its empty text are no levels here.
+/// Parses a level by its name. The numbers and the empty text that the parser allows are not levels here.
 fn level(word: &str) -> Option<LevelFilter> {
     word.parse().ok().filter(|_| word.chars().next().is_some_and(char::is_alphabetic))
 }

@@ -1,5 +1,5 @@
-//! The closed sets that labels come from. Each part turns its own values into these. A `…Table` has a field for each
-//! value, so what is looked up once cannot stand in another's place.
+//! The closed sets of label values. Each part converts its own values into these. A `…Table` has a field for each
+//! value, so that a counter that was looked up cannot stand in another's place.
 
 use strum::{AsRefStr, EnumTable, IntoStaticStr, VariantArray};
 
@@ -13,25 +13,25 @@ pub enum CallLabel {
     Identify,
     Alias,
     Group,
-    /// None, or none that is known.
+    /// There is no call, or it is not known.
     None,
 }
 
-/// How an event ends.
+/// The outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum OutcomeLabel {
-    /// Variance has it.
+    /// Variance has the event.
     Delivered,
-    /// The settings leave it out, or Variance has no call for it.
+    /// The settings leave the event out, or Variance has no call for it.
     Filtered,
-    /// Variance refused it for good.
+    /// Variance refused the event for good.
     Refused,
-    /// It is not an event, or one that is too large.
+    /// The element is not an event, or is too large.
     Invalid,
-    /// It was held until its time or the process ended.
+    /// The event was held until its time was up or the process ended.
     Abandoned,
-    /// The sender keeps it: told 503 or 429, and not taken in.
+    /// The sender keeps the event, which was answered with 503 or 429 and not taken in.
     Returned,
 }
 
@@ -43,23 +43,23 @@ pub(super) enum JoinedLabel {
     False,
 }
 
-/// Why an event is filtered.
+/// The reason why an event is filtered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
 #[strum(serialize_all = "snake_case")]
 pub enum FilteredLabel {
-    /// Variance has no call for it.
+    /// Variance has no call for the event.
     NoCall,
-    /// `filter.calls` leaves its call out.
+    /// `filter.calls` leaves out the event's call.
     CallOff,
-    /// `filter.exclude` names it.
+    /// `filter.exclude` names the event.
     Excluded,
-    /// `filter.include` does not name it.
+    /// `filter.include` does not name the event.
     NotIncluded,
-    /// `filter.anonymous` leaves out whoever is not identified.
+    /// `filter.anonymous` leaves out people who are not identified.
     Anonymous,
 }
 
-/// What came of an attempt to post.
+/// The result of an attempt to post.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
 #[strum(serialize_all = "snake_case")]
 pub enum AttemptLabel {
@@ -71,23 +71,23 @@ pub enum AttemptLabel {
     Status,
     /// Variance did not answer in time.
     Timeout,
-    /// There was no connection: no such name, nobody there, or no TLS.
+    /// There was no connection: the name is unknown, nobody listens, or TLS failed.
     Connect,
     /// The connection broke before the answer.
     Broken,
 }
 
-/// What is wrong with a sender's credential.
+/// The fault of a sender's credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
 #[strum(serialize_all = "snake_case")]
 pub enum AuthFailureLabel {
-    /// There is none.
+    /// There is no credential.
     Missing,
-    /// There is one, but not a right one.
+    /// There is a credential, but not a valid one.
     Wrong,
 }
 
-/// Where a request goes.
+/// The route of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "each is the path of the same name, with or without a slash at its end")]
@@ -97,12 +97,12 @@ pub enum RouteLabel {
     Healthz,
     Readyz,
     Metrics,
-    /// There is no such path, or no such method on it.
+    /// There is no such path, or it does not have the method.
     Other,
 }
 
 impl RouteLabel {
-    /// The statuses of its replies.
+    /// Returns the statuses of the route's replies.
     pub(super) fn statuses(self) -> &'static [u16] {
         match self {
             Self::Webhook | Self::Batch => &[200, 400, 401, 413, 415, 422, 429, 503],
@@ -113,16 +113,16 @@ impl RouteLabel {
     }
 }
 
-/// Variance's state.
+/// The state of Variance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum StateLabel {
-    /// Nothing was posted yet.
+    /// Nothing has been posted yet.
     Unknown,
     /// The last attempt was answered.
     Up,
-    /// The last attempts failed.
+    /// The last attempt failed.
     Failing,
-    /// So many failed that there are none for a while.
+    /// Attempts are paused, since too many failed or Variance asked for it.
     Paused,
 }

@@ -1,8 +1,8 @@
-//! The queue between whoever logs and the thread that writes, which alone may have to wait for the log's reader.
+//! The queue between the code that logs and the thread that writes, which alone may have to wait for the log's reader.
 //!
-//! A line that finds the queue full, or whose writing fails, is dropped and counted. Once a line is written again, the log
-//! says how many were dropped. `tracing-appender` has such a queue too; it is bounded by lines, not by bytes, does not
-//! count lines whose writing fails, and brings a calendar for files that change daily.
+//! A line that finds the queue full, or that cannot be written, is dropped and counted. Once a line is written again,
+//! the log says how many were dropped. `tracing-appender` has such a queue too, but it is bounded by lines, not by
+//! bytes, does not count lines that cannot be written, and brings a calendar for files that change daily.
 
 use std::{
     collections::VecDeque,
@@ -13,16 +13,16 @@ use std::{
 
 use crate::metrics::Metrics;
 
-/// The bytes that lines may take while they wait: the uuids of some 200,000 events, all of which one stop may have to name.
+/// The most bytes of waiting lines: room for the uuids of some 200,000 events, all of which one stop may have to name.
 const LIMIT: usize = 8 << 20;
 
 /// Lines that wait to be written.
 #[derive(Debug)]
 pub(super) struct Queue {
     lines: Mutex<Lines>,
-    /// Told that there is a line.
+    /// Notified when there is a line.
     arrived: Condvar,
-    /// Told that the thread has nothing to do.
+    /// Notified when the thread has nothing to do.
     idle: Condvar,
     limit: usize,
     metrics: Metrics,
@@ -31,9 +31,9 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Lines {
     waiting: VecDeque<Vec<u8>>,
-    /// What those that wait take, and the one that is being written.
+    /// The bytes of the waiting lines, and of the one that is being written.
     bytes: usize,
-    /// How many were dropped since the log last said so.
+    /// The number of lines that were dropped since the log last said so.
     dropped: u64,
     /// True while the thread waits for a line.
     is_idle: bool,
@@ -65,7 +65,7 @@ impl Queue {
         self.metrics.log_line_dropped();
     }
 
-    /// Writes each line as it comes, for ever.
+    /// Writes each line as it comes, forever.
     pub(super) fn write_to(&self, mut output: impl Write) -> ! {
         let mut was_written = false;
         let mut is_torn = false;
@@ -82,7 +82,7 @@ impl Queue {
         }
     }
 
-    /// The next line. Before it waits for one, it says how many were dropped, if the last one `was_written`.
+    /// Returns the next line. Before it waits for one, it logs how many were dropped, if the last line was written.
     fn next(&self, was_written: bool) -> Vec<u8> {
         let mut lines = self.lines();
         loop {
@@ -92,7 +92,7 @@ impl Queue {
             if was_written && lines.dropped > 0 {
                 let dropped = std::mem::take(&mut lines.dropped);
                 drop(lines);
-                // It comes back here as a line like any other.
+                // This warning comes back here as a line like any other.
                 tracing::warn!(lines = dropped, "lines of the log were dropped: it could not be written");
                 lines = self.lines();
                 continue;
@@ -110,7 +110,7 @@ impl Queue {
     }
 }
 
-/// Writes a line; `is_torn` says whether the last one ended in the middle, so that this one must not continue it.
+/// Writes a line. `is_torn` says whether the last one ended in the middle, so that this one must not continue it.
 fn write_line(output: &mut impl Write, line: &[u8], is_torn: &mut bool) -> io::Result<()> {
     if *is_torn {
         output.write_all(b"\n")?;
@@ -132,7 +132,7 @@ fn write_line(output: &mut impl Write, line: &[u8], is_torn: &mut bool) -> io::R
 }
 
 impl Write for &Queue {
-    /// Takes one line, whole. It never fails, since a log that cannot be written is no fault of who logs.
+    /// Takes one whole line. It never fails, since a log that cannot be written is not the caller's fault.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
         Ok(line.len())
@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// An output that writes as it is told: a number of bytes for each call, or nothing for an error.
+    /// An output that follows instructions: for each call the number of bytes to write, or `None` for an error.
     struct Output {
         told: mpsc::Receiver<Option<usize>>,
         written: mpsc::Sender<Vec<u8>>,
@@ -174,7 +174,8 @@ mod tests {
         }
     }
 
-    /// A queue whose lines a thread writes to an output that is told what to do, and what it has written.
+    /// Starts a queue whose lines a thread writes to an [`Output`]. Returns the senders of its instructions and the
+    /// receiver of what it writes.
     fn start(limit: usize) -> (Arc<Queue>, mpsc::Sender<Option<usize>>, mpsc::Receiver<Vec<u8>>) {
         let queue = Arc::new(Queue { limit, ..Queue::new(Metrics::new()) });
         let ((tell, told), (written, receiver)) = (mpsc::channel(), mpsc::channel());

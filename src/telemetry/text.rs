@@ -1,4 +1,4 @@
-//! How fields look in lines of text: a value with a space is quoted, so that it is plain where it ends.
+//! The form of fields in lines of text: a value with a space is quoted, so that its end is clear.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use tracing_subscriber::{
     fmt::{FormatFields, format, format::Writer},
 };
 
-/// The message, then `name=value` for each field, with spaces between.
+/// Formats the message, then `name=value` for each field, with spaces between.
 pub(super) fn fields() -> impl for<'w> FormatFields<'w> + Clone + Send + Sync + 'static {
     format::debug_fn(field).delimited(" ")
 }
@@ -28,7 +28,8 @@ fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt:
     }
 }
 
-/// Whether the value's end is plain as it stands: it is one word, or quoted already, as texts are by their `Debug`.
+/// True if the end of the value is clear as it stands: it is one word, or quoted already, as texts are by their
+/// `Debug`.
 fn is_plain(value: &str) -> bool {
     let is_in_words = |char: char| char.is_whitespace() || char.is_control() || matches!(char, '"' | '=');
     !value.is_empty() && !value.contains(is_in_words) || serde_json::from_str::<String>(value).is_ok()

@@ -1,4 +1,4 @@
-//! Only who has a credential gets in: every route with every shape of credential, over HTTP.
+//! Only senders with a credential get in: every route with every shape of credential, over HTTP.
 
 use std::{
     io::Write,
@@ -27,30 +27,30 @@ const FAILURES: [&str; 2] = [
     r#"variance_connector_auth_failures_total{reason="wrong"}"#,
 ];
 
-/// What a sender presents, beside an event.
+/// The credential that a sender presents along with an event.
 #[derive(Clone, Default)]
 struct Credential {
     headers: Vec<(&'static str, String)>,
-    /// The body, in whose place an event's id stands as `{id}`.
+    /// The body, with `{id}` in place of an event's id.
     body: Option<String>,
-    /// The body is packed after it was made, and before it is signed.
+    /// True to compress the body after it was made, and before it is signed.
     packed: bool,
     signature: Option<Signature>,
 }
 
-/// How the signature differs from a right one.
+/// A signature, with its differences from a right one.
 #[derive(Clone, Copy)]
 struct Signature {
     secret: &'static [u8],
-    /// Seconds from now.
+    /// The timestamp's distance from now, in seconds.
     age: i64,
-    /// What is put around the signature.
+    /// Text put around the signature.
     around: [&'static str; 2],
-    /// What the signed body has at its end that the sent one has not.
+    /// Text at the end of the signed body that the sent one does not have.
     altered: &'static str,
-    /// What is signed is the body before it is packed.
+    /// True to sign the body before it is compressed.
     before_packing: bool,
-    /// The id that is sent; another one is signed if it is not this.
+    /// The id that is sent. The signed one is always the same.
     id: &'static str,
 }
 
@@ -125,7 +125,7 @@ fn batch(api_key: impl Into<Value>) -> Value {
     json!({"api_key": api_key.into(), "batch": [event()]})
 }
 
-/// Each credential, whether it opens `/webhook`, and whether it opens `/batch`.
+/// Returns each credential, whether it opens `/webhook`, and whether it opens `/batch`.
 fn credentials() -> Vec<(&'static str, Credential, [bool; 2])> {
     let half = &TOKEN[..TOKEN.len() / 2];
     let longer = format!("{TOKEN}-and-more");
@@ -191,7 +191,7 @@ fn credentials() -> Vec<(&'static str, Credential, [bool; 2])> {
         ("signed with another secret", signed(Signature { secret: OTHER_SECRET, ..SIGNED }), nowhere),
         ("token beside a wrong signature", signed(SIGNED.of_another()).and("authorization", TOKEN), everywhere),
         ("stale", signed(Signature { age: -310, ..SIGNED }), nowhere),
-        // It comes nearer while it is on its way.
+        // It is far enough in the future to stay wrong while it is on its way.
         ("from the future", signed(Signature { age: 3600, ..SIGNED }), nowhere),
         ("body altered", signed(Signature { altered: " ", ..SIGNED }), nowhere),
         ("id altered", signed(Signature { id: "msg_2", ..SIGNED }), nowhere),
@@ -203,7 +203,7 @@ fn credentials() -> Vec<(&'static str, Credential, [bool; 2])> {
 }
 
 impl Credential {
-    /// The key of the envelope with an escape in it.
+    /// Puts an escape into the key of the envelope.
     fn escaped(mut self) -> Self {
         self.body = self.body.map(|body| body.replace("api_key", r"api\u005fkey"));
         self
@@ -329,7 +329,7 @@ async fn a_configuration_that_would_let_anybody_in_does_not_start_and_says_what_
         let program = Program::new(["serve"]).to(&variance).env("CONNECTOR_LISTEN", "0.0.0.0:0");
         let mut running = variables.iter().fold(program, |program, (name, value)| program.env(name, value)).start();
         let mut errors = running.errors();
-        // If it starts all the same, this is a line of its log, and it does not end.
+        // If the program starts anyway, this is a line of its log, and it does not end.
         let told = errors.next().await.expect("it says why not");
         assert!(told.starts_with("error: server."), "{variables:?}: {told}");
         assert_eq!((errors.next().await, running.ended().await.code), (None, 64), "{variables:?}: {told}");

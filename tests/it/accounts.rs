@@ -9,8 +9,8 @@ use crate::{
     variance::Variance,
 };
 
-/// An event in a webhook destination's body with what is beside it, as a bare one, in an array and in a batch. Each has an id
-/// of its own.
+/// Returns an event in a webhook destination's body with `beside` next to it, as a bare event, in an array and in a
+/// batch. Each has an id of its own.
 fn shapes(event: &Value, beside: &Value) -> [(&'static str, String); 4] {
     let with_id = |last: u8| {
         let mut event = event.clone();
@@ -35,7 +35,7 @@ fn shapes(event: &Value, beside: &Value) -> [(&'static str, String); 4] {
     ]
 }
 
-/// What arrives at Variance of an event in each shape, which `preview` shows likewise.
+/// Returns what arrives at Variance for an event in each shape, and checks that `preview` shows the same.
 async fn arrived(calls: &str, event: &Value, beside: &Value) -> Vec<Value> {
     let variance = Variance::start().await;
     let calls_of = calls.split(',').map(|call| call.parse::<Call>().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! `backfill` forwards files, and loses track of nothing in them.
+//! `backfill` forwards files and loses nothing in them.
 
 use std::{collections::HashSet, fs, path::PathBuf, process::Command};
 
@@ -41,12 +41,12 @@ fn event(id: &str) -> Value {
     json!({"event": "e", "uuid": id, "distinct_id": "d", "timestamp": "2026-08-20T09:00:00Z", "properties": {"a": 1}})
 }
 
-/// A line for each of so many events.
+/// Returns a line for each of `count` events.
 fn lines(count: u32) -> String {
     (0..count).map(|n| format!("{}\n", event(&format!("u{n}")))).collect()
 }
 
-/// The first line of the summary.
+/// Returns the first line of the summary.
 fn summary(ended: &Ended) -> &str {
     ended.out.lines().next().unwrap_or_default()
 }
@@ -151,7 +151,7 @@ async fn no_more_events_a_second_are_posted_than_allowed_and_there_is_a_line_now
         "{}",
         ended.out
     );
-    // The first goes at once, and a tenth of a second may be caught up.
+    // The first event goes at once, and a tenth of a second may be caught up.
     assert!(seconds > 23.0 / 4.0 - 0.2, "{seconds}");
     assert!(
         ended.err.contains("events/s, ") && ended.err.contains(" delivered, 0 refused, 0 invalid"),
@@ -166,7 +166,7 @@ async fn while_variance_is_away_it_waits_even_longer_than_the_service_would() {
     let files = Files::new();
     let input = files.write("in.jsonl", lines(30));
     variance.vanish();
-    // The first pause is longer, so that this is over before there is another attempt.
+    // The first pause is longer than this, so that the event is given up before there is another attempt.
     let program = Program::new(["backfill", &input]).to(&variance).env("CONNECTOR_RETRY_FOR", "300ms");
     let mut running = program.start();
     let mut errors = running.errors();

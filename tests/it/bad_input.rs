@@ -132,7 +132,7 @@ async fn limits_are_told_before_anything_is_taken_in() {
     let reply = service.post("/webhook", too_large.clone()).await;
     assert_eq!((reply.status, reply.reasons()[0].as_str()), (413, "the body is larger than server.max_body (1.0 MiB)"));
 
-    // Without a length that could tell it beforehand.
+    // The body has no length that could give it away beforehand.
     let chunks = chunked(&too_large);
     let reply = Reply::of(service.client.post(service.url("/webhook")).body(chunks)).await;
     assert_eq!(reply.status, 413);
@@ -147,13 +147,13 @@ async fn limits_are_told_before_anything_is_taken_in() {
 async fn a_body_within_its_limit_has_room_however_small_that_is() {
     let variance = Variance::start().await;
     let service = Service::start(&variance, |settings| settings.server.max_body = 14_000).await;
-    // What is made of such events takes many times their own bytes.
+    // The messages and results for such events take many times their own bytes.
     let body = format!("[{}0]", r#"{"event":"e"},"#.repeat(999));
     let reply = service.post("/batch", body).await;
     assert_eq!((reply.status, reply.counts()), (200, [1000, 999, 0, 0, 1, 0]));
 }
 
-/// A body of unknown length, which is sent in chunks.
+/// Returns a body of unknown length, which is sent in chunks.
 fn chunked(text: &str) -> reqwest::Body {
     let pieces: Vec<_> = text.as_bytes().chunks(64 << 10).map(Bytes::copy_from_slice).collect();
     let frames = pieces.into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
@@ -204,7 +204,7 @@ async fn a_head_is_16_kib_at_most() {
     }
 }
 
-/// What `bytes` are answered with, from a sender that then closes its side.
+/// Returns the reply to `bytes` from a sender that then closes its side.
 async fn reply_to(service: &Service, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -223,7 +223,7 @@ async fn a_sender_that_closes_its_side_after_the_body_still_gets_its_reply() {
     let head = format!("POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
     let reply = reply_to(&service, format!("{head}{body}").as_bytes()).await;
     assert!(reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains(r#""delivered":1"#), "{reply:?}");
-    // One that is cut off gets none, or is told so.
+    // A request that is cut off gets no reply, or 400.
     let reply = reply_to(&service, format!("{head}{}", &body[1..]).as_bytes()).await;
     assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 400 "), "{reply:?}");
     assert_eq!(variance.count(), 1);

@@ -1,4 +1,4 @@
-//! The memory that the program takes, against what it says that it does.
+//! The memory that the program takes, compared with what the documentation promises.
 
 use std::{collections::BTreeMap, io::Write as _};
 
@@ -31,7 +31,7 @@ async fn what_is_held_takes_no_more_memory_than_max_held_says() {
             let body = json!((0..at_once).map(event).collect::<Vec<_>>()).to_string();
             client.post(format!("http://{address}/webhook")).body(body).send().await.unwrap().status().as_u16()
         };
-        // The breaker opens, and everything that serves a request is there.
+        // The breaker opens, and everything that serves a request is allocated.
         let mut requests = 0;
         while requests < 8 {
             assert_eq!(post(requests, 1).await, 503);
@@ -51,12 +51,12 @@ async fn what_is_held_takes_no_more_memory_than_max_held_says() {
     }
 }
 
-/// A body of which all but the end comes. Returns the status that its sender is told at last.
+/// Sends a body without its end. Returns the status of the reply that comes at last.
 async fn post_half(address: &str, path: &str, body: String) -> u16 {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!("POST /{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len() + 1);
     stream.write_all(head.as_bytes()).await.unwrap();
-    // Who is refused may be cut off.
+    // A sender that is refused may be cut off.
     drop(stream.write_all(body.as_bytes()).await);
     let mut reply = [0; 12];
     stream.read_exact(&mut reply).await.unwrap();
@@ -73,13 +73,13 @@ fn gzip(body: &str) -> Vec<u8> {
 async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits() {
     const MAX_HELD: usize = 16 << 20;
     const MAX_BODY: usize = 4 << 20;
-    /// For what is made of the bodies of a route, beside as much as the bodies.
+    /// The memory for what is made from the bodies of a route, beyond that for the bodies.
     const BESIDE_BODIES: usize = 4 << 20;
-    /// Its stack and its share of the allocator's memory: part of what the program itself takes.
+    /// The thread's stack and its share of the allocator's memory, which belong to what the program itself takes.
     const LARGE_BODY_THREAD: usize = 4 << 20;
     let large = |id: String| json!({"event": "e", "uuid": id, "properties": {"x": "x".repeat(1_700_000)}});
     let packed = gzip(&json!([large("a".to_owned()), large("b".to_owned())]).to_string());
-    // What is made of an event can be larger than the event: as much as there is of that.
+    // What is made from an event can be larger than the event: here it is as large as it can be.
     let page = |id: &str| json!({"event": "$pageview", "uuid": id, "properties": {"$current_url": format!("h/?{}", "<".repeat(1_380_000))}});
     let pages = gzip(&json!([page("a"), page("b"), page("c")]).to_string());
     let keys: Vec<_> = (0..32).map(|n| format!(r#""{}{n}":1"#, r"\n".repeat(64_000))).collect();
@@ -146,7 +146,7 @@ async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits(
             *statuses.entry(status.unwrap()).or_default() += 1;
         }
         let most = running.memory("VmHWM") - idle;
-        // A quarter is for what the allocator keeps. The thread is one that an idle program does not have.
+        // A quarter is for what the allocator keeps. An idle program does not have the thread.
         let limits =
             (MAX_HELD + 2 * (2 * MAX_BODY + BESIDE_BODIES) + 2 * count * (24 << 10) + LARGE_BODY_THREAD) * 5 / 4;
         println!("{what}: {statuses:?}, {most} bytes at the most of {limits}");
@@ -173,6 +173,7 @@ async fn a_thousand_half_sent_heads_take_no_more_memory_than_connections_may() {
     }
     let peak = running.memory("VmHWM");
     println!("a thousand half heads: {peak} bytes at most");
-    // As docs/delivery.md says: what may be held, what bodies may take, the rest; and a quarter of it for the allocator.
+    // According to docs/delivery.md: memory for held events, for bodies and for the rest, and a quarter of the sum for
+    // the allocator.
     assert!(peak < ((16 + 4 * 4 + 80) * 5 / 4) << 20, "{peak}");
 }

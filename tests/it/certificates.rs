@@ -1,4 +1,4 @@
-//! Servers that no TLS connection can be made to, each with a reason of its own.
+//! Servers to which no TLS connection can be made, each for a different reason.
 
 use std::{
     io::{Read, Write},
@@ -15,10 +15,11 @@ use rustls::{
 
 use crate::{harness::install_provider, program::Program, variance::Variance};
 
-/// The authority that has signed the certificate of `localhost`; it is marked as one, and for `localhost` too.
+/// The authority that signed the certificate of `localhost`; it is marked as an authority, and is valid for `localhost`
+/// too.
 const AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/localhost-authority.pem");
 
-/// What is wrong with the server.
+/// The fault of the server.
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
     AuthorityAsLeaf,

@@ -1,4 +1,4 @@
-//! `check` says what the configuration is, and what Variance's answer means.
+//! `check` prints the configuration, and says what Variance's answer means.
 
 use std::net::TcpListener;
 

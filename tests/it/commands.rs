@@ -1,4 +1,4 @@
-//! The commands that need nothing, and what a wrong configuration is told.
+//! The commands that need nothing, and the messages about a wrong configuration.
 
 use std::process::{Command, Stdio};
 
@@ -39,7 +39,7 @@ async fn the_demonstration_shows_all_calls_and_what_did_not_arrive_and_why() {
 
 #[tokio::test]
 async fn a_wrong_configuration_is_told_before_a_port_is_opened() {
-    // If it were opened first, the address would be the problem.
+    // If the listener were opened first, the address would be the problem.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap().to_string();
     let required =
@@ -116,7 +116,7 @@ async fn output_that_nobody_reads_or_that_has_no_room_is_no_panic() {
         &["completions", "bash"],
     ] {
         for redirection in [">&- 2>&-", ">/dev/full 2>/dev/full", "| true", "2>&1 | true", ">/dev/full 2>&-"] {
-            // The shell tells the exit code by a file, since a pipe hides it.
+            // The shell writes the exit code to a file, since a pipe hides it.
             let code = folder.path().join("code");
             let program = env!("CARGO_BIN_EXE_variance-connector");
             let script = format!("{{ \"$0\" \"$@\"; echo $? > {}; }} {redirection}", code.display());
@@ -124,7 +124,7 @@ async fn output_that_nobody_reads_or_that_has_no_room_is_no_panic() {
             let mut command = Command::new("/bin/sh");
             command.args(["-c", &script, program]).args(arguments).stdin(Stdio::null()).env_clear();
             command.envs([("VARIANCE_WEBHOOK_URL", &*url), ("VARIANCE_AUTHORIZATION", AUTHORIZATION)]);
-            // What it says itself is of no interest: the redirections have most of it.
+            // The output of the shell itself is of no interest: the redirections have most of it.
             drop(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap());
             let code = std::fs::read_to_string(&code).unwrap();
             assert!(matches!(code.trim(), "0" | "1" | "64"), "{arguments:?} {redirection}: {code}");

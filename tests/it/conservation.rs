@@ -1,5 +1,5 @@
-//! Nothing is lost, invented or sent twice, whatever Variance does meanwhile: seeded runs with PostHog's own rules for
-//! sending again, at a tenth of its durations.
+//! Nothing is lost, invented or sent twice, whatever Variance does meanwhile. The runs are seeded, and send again by
+//! PostHog's own rules at a tenth of its durations.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,12 +25,12 @@ use crate::{
     variance::{Accepting, Behaviour, Received, Variance},
 };
 
-/// How long to go on with new seeds, for example `30m`. Without it there are as many as CI has time for.
+/// The time for which to go on with new seeds, for example `30m`. Without it there are as many as CI has time for.
 const RUN_FOR: &str = "CONSERVATION_RUN_FOR";
 
 const SEEDS: u64 = 20;
 
-/// What the stand-in did with the requests of one event.
+/// The stand-in's record of the requests for one event.
 #[derive(Debug, Default)]
 struct Entry {
     /// Statuses that end an event.
@@ -42,11 +42,11 @@ struct Entry {
 #[derive(Default)]
 struct Ledger {
     entries: Mutex<HashMap<String, Entry>>,
-    /// Requests that were left without an answer until the service gave up on it.
+    /// Requests that were left without an answer until the service gave up on them.
     silences: AtomicUsize,
 }
 
-/// What the runs went through: they prove nothing if it was nothing.
+/// Counts of what the runs exercised, since they prove nothing if they exercised nothing.
 #[derive(Debug, Default)]
 struct Exercised {
     faults: f64,
@@ -139,7 +139,7 @@ async fn run(seed: u64) -> Exercised {
     if timeout(Duration::from_secs(20), sums_agree(&service)).await.is_err() {
         panic!("seed {seed}: at rest the sums agree, but not in {}", service.get("/metrics").await.text);
     }
-    // What was taken in has arrived, whether or not its sender was told so.
+    // Every event that was taken in has arrived, whether or not its sender got a reply that says so.
     let ended = ledger.entries.lock().unwrap().len() as f64;
     let mut taken_in = 0.0;
     for outcome in ["delivered", "refused", "abandoned"] {
@@ -169,24 +169,24 @@ async fn of_what_was_sent_before_a_sender_hung_up_everything_is_accounted_for() 
         let mut sender = TcpStream::connect(service.address).await.unwrap();
         sender.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         drop(sender);
-        // Bodies of this size are prepared one after the other, so the first is done with.
+        // Bodies of this size are prepared one after the other, so the first is finished by then.
         assert_eq!(service.post("/batch", body.clone()).await.status, 200);
         timeout(PATIENCE, sums_agree(&service)).await.expect("what was received has ended, or is held");
     }
 }
 
-/// How the stand-in treats requests for a while.
+/// The stand-in's treatment of requests for a while.
 #[derive(Clone, Copy, Debug)]
 enum Weather {
-    /// It takes everything that is not to be refused.
+    /// It takes every event that is not to be refused.
     Fair,
-    /// So many of a hundred requests meet a fault, and those of poisonous events always.
+    /// This percentage of requests meets a fault, and so do all requests of poisonous events.
     Faulty(f64),
-    /// It takes 20 in 50 ms, and answers 429 beyond.
+    /// It takes a few requests in a short time, and answers 429 beyond that.
     Limited,
 }
 
-/// An identity; every twentieth is of an event that the stand-in refuses, and another on which it fails while the weather is
+/// Returns an id. Of every twenty, about one is refused by the stand-in, and another makes it fail while the weather is
 /// not fair.
 fn id(rng: &mut Rng, worker: usize, n: usize) -> String {
     let kind = match rng.u8(0..20) {
@@ -197,7 +197,7 @@ fn id(rng: &mut Rng, worker: usize, n: usize) -> String {
     format!("{worker}-{n}-{kind}")
 }
 
-/// Waits for the last request to be accounted for: a sender that hung up does not wait for that.
+/// Waits until the last request is accounted for, since a sender that hung up does not wait for that.
 async fn sums_agree(service: &Service) {
     loop {
         let text = service.get("/metrics").await.text;
@@ -213,7 +213,7 @@ async fn sums_agree(service: &Service) {
 }
 
 impl Ledger {
-    /// What the stand-in does in this weather.
+    /// Returns what the stand-in does in this weather.
     fn script(self: &Arc<Self>, weather: Weather, rng: Rng) -> impl Fn(&Received) -> Behaviour + Send + Sync + 'static {
         let (ledger, rng) = (Arc::clone(self), Mutex::new(rng));
         let window = Mutex::new((Instant::now(), 0));
@@ -248,9 +248,9 @@ impl Ledger {
         }
     }
 
-    /// Every event ended once, as it had to, but for a duplicate at most for each reply that came too late: the requests
-    /// whose reply the stand-in lost do not count as ends. Returns how many replies were lost, and how many duplicates
-    /// there were.
+    /// Checks that every event ended once, as it had to, apart from one duplicate at most for each reply that came too
+    /// late: requests whose reply the stand-in lost do not count as ends. Returns how many replies were lost, and how
+    /// many duplicates there were.
     fn check(&self, sent: &[String], unanswered: &HashSet<String>, late_replies: usize, seed: u64) -> (usize, usize) {
         let entries = self.entries.lock().unwrap();
         assert!(entries.keys().all(|id| sent.contains(id)), "seed {seed}: invented");
@@ -263,14 +263,14 @@ impl Ledger {
             assert!(entry.ends.iter().all(|end| *end == expected), "seed {seed}: {id} ended with {:?}", entry.ends);
             assert!(!entry.ends.is_empty(), "seed {seed}: {id} never ended");
         }
-        // A refusal that is not believed is no end, and its event is sent again.
+        // A refusal that is not believed does not end its event, which is sent again.
         let accepted = |entry: &Entry| entry.ends.iter().filter(|end| **end == 200).count();
         let duplicates: usize = entries.values().map(|entry| accepted(entry).saturating_sub(1)).sum();
         assert!(duplicates <= late_replies, "seed {seed}: {duplicates} duplicates, but {late_replies} late replies");
         (entries.values().map(|entry| entry.lost_replies).sum(), duplicates)
     }
 
-    /// How many events the stand-in has refused.
+    /// The number of events that the stand-in has refused.
     fn refused(&self) -> usize {
         let entries = self.entries.lock().unwrap();
         entries.values().filter(|entry| entry.ends.contains(&422)).count()
@@ -281,7 +281,7 @@ impl Ledger {
     }
 }
 
-/// Whether another request is one too many in 50 ms.
+/// True if another request is one too many for the limit.
 fn is_beyond((start, count): &mut (Instant, usize)) -> bool {
     if start.elapsed() > Duration::from_millis(50) {
         (*start, *count) = (Instant::now(), 0);
@@ -313,7 +313,7 @@ fn take(rng: &mut Rng, id: &str) -> Behaviour {
     }
 }
 
-/// PostHog, as far as it sends.
+/// PostHog's sending side.
 struct Sender {
     client: reqwest::Client,
     webhook: String,
@@ -328,8 +328,9 @@ impl Sender {
         Self { client: service.client.clone(), webhook, batch, ledger: Arc::clone(ledger), rng }
     }
 
-    /// Three attempts of 3 s, 1 to 2 s and 2 to 3 s apart. Returns how many it made beyond the first,
-    /// and the events that it gave up on without any reply: on a busy machine they may never have been read.
+    /// Makes three attempts of 3 s each, with pauses of 1 to 2 s and 2 to 3 s between them. Returns how many it made
+    /// beyond the first, and the events that it gave up on without any reply: on a busy machine they may never have
+    /// been read.
     async fn webhooks(mut self, ids: Vec<String>) -> (u64, Vec<String>) {
         let (mut sent_again, mut unanswered) = (0, Vec::new());
         for id in ids {
@@ -356,7 +357,7 @@ impl Sender {
         (sent_again, unanswered)
     }
 
-    /// The whole batch again for as long as it takes. Returns how many times it was sent again.
+    /// Sends the whole batch again and again until it is answered. Returns how many times it was sent again.
     async fn batch(mut self, ids: Vec<String>) -> (u64, Vec<String>) {
         let events: Vec<_> = ids.iter().map(event).collect();
         let body = format!(r#"{{"batch":[{}]}}"#, events.join(","));

@@ -1,4 +1,4 @@
-//! That README and the pages beside it lead somewhere: every relative link, and every heading that one names.
+//! The links in README and the pages beside it: every relative link, and every heading that one names, exists.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use crate::program::Program;
 
-/// The folder of the project.
+/// Returns the folder of the project.
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README, the changelog and all pages of `docs`, by their path.
+/// Returns README, the changelog and all pages of `docs`, by their path.
 fn pages() -> BTreeMap<PathBuf, String> {
     let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let pages = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
@@ -23,7 +23,7 @@ fn pages() -> BTreeMap<PathBuf, String> {
     pages.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// A page without its blocks of code, in which nothing is a link or a heading.
+/// Returns the lines of a page without its blocks of code, in which nothing is a link or a heading.
 fn prose(page: &str) -> impl Iterator<Item = &str> {
     let mut in_code = false;
     page.lines().filter(move |line| {
@@ -33,7 +33,7 @@ fn prose(page: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The anchors of a page's headings, as GitHub makes them.
+/// Returns the anchors of a page's headings, as GitHub makes them.
 fn anchors(page: &str) -> BTreeSet<String> {
     let headings = prose(page).filter(|line| line.starts_with('#'));
     headings
@@ -45,7 +45,7 @@ fn anchors(page: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Where the links of a page lead.
+/// Returns the targets of a page's links.
 fn links(page: &str) -> Vec<&str> {
     let parts = prose(page).flat_map(|line| line.split("](").skip(1));
     parts.filter_map(|part| part.split_once(')')).map(|(target, _)| target).collect()
@@ -99,7 +99,7 @@ fn every_page_can_be_reached_from_the_readme_and_is_short() {
     }
 }
 
-/// The blocks of code of a page, with the word behind their fence.
+/// Returns the blocks of code of a page, with the word behind their fence.
 fn blocks(page: &str) -> Vec<(&str, &str)> {
     let fenced = page.split("\n```").skip(1).step_by(2);
     fenced.map(|block| block.split_once('\n').expect("a fence ends its line")).collect()

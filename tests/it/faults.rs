@@ -1,4 +1,4 @@
-//! Whatever Variance does to an attempt, its event is taken, refused, or tried again.
+//! Whatever Variance does to an attempt, its event is accepted, refused, or tried again.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 
 const EVENT: &str = r#"{"event":"e","uuid":"a","distinct_id":"d"}"#;
 
-/// What a status says: the event was accepted, it is at fault, or Variance is.
+/// The party at fault, as a status says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Nobodys,
@@ -21,7 +21,7 @@ enum Fault {
     Variances,
 }
 
-/// The table of all statuses: the one of the guarantee in docs/delivery.md, spelled out.
+/// The table of all statuses, which spells out the one in docs/delivery.md.
 fn fault_of(status: u16) -> Fault {
     match status {
         200..=299 => Fault::Nobodys,
@@ -61,7 +61,7 @@ async fn each_status_is_success_or_the_events_fault_or_variances() {
         *posts.entry(id.parse().unwrap()).or_default() += 1;
     }
     for status in 200..=599 {
-        // From memory.
+        // This one is answered from memory.
         let reply = service.post("/webhook", event(status).to_string()).await;
         let expected = match fault_of(status) {
             Fault::Nobodys => (200, 1),
@@ -76,7 +76,7 @@ async fn each_status_is_success_or_the_events_fault_or_variances() {
     }
 }
 
-/// A reply that is complete when it is read to its end.
+/// A reply that is complete once it is read to its end.
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_reply_whose_head_is_whole_and_says_2xx_is_success() {
         let variance = Variance::start().await;
         variance.always(behaviour.clone());
         let service = Service::start(&variance, |settings| settings.outbox.concurrency = 1).await;
-        // Whatever comes behind the head, the one worker goes on with the next event.
+        // Whatever comes after the head, the one worker goes on with the next event.
         for event in [EVENT, r#"{"event":"e","uuid":"b","distinct_id":"d"}"#] {
             let reply = service.post("/webhook", event).await;
             assert_eq!((reply.status, reply.counts()), (200, [1, 1, 0, 0, 0, 0]), "{behaviour:?}");
@@ -101,26 +101,26 @@ async fn a_reply_whose_head_is_whole_and_says_2xx_is_success() {
     }
 }
 
-/// What is wrong with Variance.
+/// A fault of Variance.
 #[derive(Clone, Debug)]
 enum Trouble {
-    /// What it does with a request.
+    /// Its treatment of a request.
     Reply(Behaviour),
-    /// What it does with a connection.
+    /// Its treatment of a connection.
     Connection(Accepting),
     /// Nothing listens at its address.
     Gone,
-    /// The webhook URL begins so, which nothing that Variance does can put right.
+    /// The webhook URL begins like this, and nothing that Variance does can put that right.
     Url(&'static str, Accepting),
 }
 
-/// An attempt that takes longer than a tenth of a second.
+/// The reason for an attempt that takes too long.
 const STALL: &str = "Variance did not answer in time";
 const BROKEN: &str = "the connection to Variance broke before its answer";
 
 const UNREADABLE: &str = "the answer of Variance's host could not be read as HTTP";
 
-/// Every way for an attempt to end without the head of a reply, and what its sender is told.
+/// Returns every way for an attempt to end without the head of a reply, with the reason that its sender gets.
 fn troubles() -> Vec<(Trouble, &'static str)> {
     use Trouble::{Connection, Gone, Reply, Url};
     const NO_HOST: &str = "http://a-label-of-more-than-63-characters-is-no-name-in-dns-whoever-is-asked.invalid";

@@ -1,4 +1,4 @@
-//! What comes in, what goes out, and what the sender is told.
+//! Requests, the messages that they become, and the replies to the sender.
 
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ async fn the_posthog_format_is_the_event_as_it_was_received() {
         r#"{ "event" : "a", "uuid":"u-1", "properties": {"n": 1e999, "s":"\ud83d", "d":18446744073709551617} }"#;
     let bodies = [event.to_owned(), format!(r#"{{"person":null, "event" : {event}}}"#), format!("[ {event} ]")];
     for (index, body) in bodies.into_iter().enumerate() {
-        // Each as another event, or it would be the same one sent again.
+        // Each is a different event, or it would be a re-send of the first.
         let body = body.replace("u-1", &format!("u-{index}"));
         assert_eq!(service.post("/webhook", body).await.counts(), [1, 1, 0, 0, 0, 0]);
         let expected = event.replace("u-1", &format!("u-{index}"));

@@ -1,5 +1,5 @@
-//! `backfill --from-posthog` against a scripted stand-in for PostHog's Query API: what it asks, and what it makes of answers
-//! that are wrong. `tests/posthog/run` is the same with a real ClickHouse.
+//! `backfill --from-posthog` against a scripted stand-in for PostHog's Query API: its queries, and its treatment of
+//! wrong answers. `tests/posthog/run` does the same with a real ClickHouse.
 
 use std::{collections::HashSet, sync::Mutex, time::Duration};
 
@@ -15,7 +15,7 @@ const KEY: &str = "phx_the_canary_of_the_key";
 const PAGE: [&str; 7] =
     ["ev_uuid", "ev_name", "ev_distinct_id", "ev_timestamp", "ev_created_at", "ev_properties", "ev_person"];
 
-/// A row of PostHog's table, as a page has it.
+/// Returns a row of PostHog's table, as it stands in a page.
 fn row(number: u32) -> Value {
     let uuid = format!("0198c4c1-6c1e-7d3a-9b54-{number:012}");
     let time = format!("2026-08-20 09:{:02}:{:02}.000000", number / 60, number % 60);
@@ -30,7 +30,7 @@ fn text(status: u16, body: &str) -> Behaviour {
     Behaviour::Bytes(format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes())
 }
 
-/// What a server with these rows answers. It returns three at most.
+/// Returns the answer of a server with these rows, which returns three at most.
 fn answer(rows: &[Value], received: &Received) -> Behaviour {
     let query = &received.json()["query"];
     let text = query["query"].as_str().unwrap();
@@ -262,7 +262,7 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     posthog.script(move |received| {
         let values = received.json()["query"]["values"].clone();
         let is_asked = |row: &&Value| values.as_object().unwrap().values().any(|value| *value == row[0]);
-        // The events are older than a day before the log's line.
+        // The events are older than a day before the line in the log.
         match values["v0"].as_str().unwrap() < "2026-08-20" {
             true => answer(&rows.iter().filter(is_asked).cloned().collect::<Vec<_>>(), received),
             false => reply(&PAGE, &[]),
@@ -284,7 +284,7 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
         program(&variance, &posthog, &["--lost", "-"]).input("INFO variance_connector::cli: ready\n").run().await;
     assert_eq!((ended.code, ended.out.as_str()), (0, "The log names no event as lost: nothing is lost.\n"));
     assert!(ended.err.contains("names nothing: fetch that time with --ingested"), "{ended:?}");
-    // What is no log of the connector says nothing of what it lost.
+    // A text that is not a log of the connector says nothing about what was lost.
     for other in ["", "Error: No such container: variance-connector\n"] {
         let ended = program(&variance, &posthog, &["--lost", "-"]).input(other).run().await;
         assert!(ended.code == 1 && ended.out.is_empty(), "{ended:?}");

@@ -20,12 +20,13 @@ use variance_connector::{
 
 use crate::variance::Variance;
 
-/// How long a test waits for something before it fails instead of hanging for ever: longer than any that is to be waited for.
+/// The time for which a test waits for something before it fails instead of hanging forever: longer than any wait that
+/// can succeed.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const AUTHORIZATION: &str = "Bearer variance-credential";
 
-/// A running service. It ends when it is dropped.
+/// A running service, which ends when it is dropped.
 pub struct Service {
     pub address: SocketAddr,
     pub outbox: Outbox,
@@ -43,12 +44,12 @@ pub struct Reply {
 }
 
 impl Service {
-    /// The service in front of `variance`, with the settings that `change` makes of the usual ones.
+    /// Starts the service in front of `variance`, with the usual settings as altered by `change`.
     pub async fn start(variance: &Variance, change: impl FnOnce(&mut ServiceSettings)) -> Self {
         install_provider();
         let mut authorization = HeaderValue::from_static(AUTHORIZATION);
         authorization.set_sensitive(true);
-        // Durations are a hundredth of the real ones, where waiting for them would be.
+        // Durations are a hundredth of the real ones where tests would have to wait for them.
         let mut settings = ServiceSettings {
             server: server::ServerSettings {
                 listen: "127.0.0.1:0".parse().unwrap(),
@@ -159,13 +160,13 @@ impl Reply {
     }
 }
 
-/// A client that fails rather than wait for ever.
+/// Creates a client that fails rather than wait forever.
 pub fn client() -> Client {
     install_provider();
     Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
 }
 
-/// The TLS provider that `main` installs.
+/// Installs the TLS provider that `main` installs.
 pub fn install_provider() {
     // Another test may have been faster.
     drop(rustls::crypto::ring::default_provider().install_default());

@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz` tell the truth in every state.
+//! `/healthz` and `/readyz` report the truth in every state.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::{
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The same from both, but for the seconds that pass between them.
+/// Returns the answer of both, which must be the same but for the seconds that pass between them.
 async fn health(service: &Service) -> Value {
     let [mut alive, mut ready] = [service.get("/healthz").await.json(), service.get("/readyz").await.json()];
     for json in [&mut alive, &mut ready] {
@@ -33,7 +33,7 @@ fn time(value: &Value) -> SystemTime {
     humantime::parse_rfc3339(value.as_str().unwrap_or_else(|| panic!("{value} is no time"))).unwrap()
 }
 
-/// A service that answers before anything is settled, and after a failure waits for longer than any test.
+/// Starts a service that answers before anything is settled, and after a failure waits for longer than any test.
 async fn impatient(variance: &Variance, change: impl FnOnce(&mut ServiceSettings)) -> Service {
     Service::start(variance, |settings| {
         settings.server.webhook_deadline = Duration::from_millis(200);
@@ -44,7 +44,7 @@ async fn impatient(variance: &Variance, change: impl FnOnce(&mut ServiceSettings
     .await
 }
 
-/// Asks until that is the state, which may pass.
+/// Asks until the service is in this state, which may pass.
 async fn in_state(service: &Service, state: &str) -> Value {
     let asking = async {
         loop {

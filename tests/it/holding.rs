@@ -1,4 +1,4 @@
-//! What Variance does not have yet is held, tried again, and sent once.
+//! Events that Variance does not have yet are held, tried again, and sent once.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -12,12 +12,12 @@ use crate::{
     variance::{Accepting, Behaviour, Variance},
 };
 
-/// A webhook's body with an identity of its own.
+/// Returns a webhook's body with this identity.
 fn event(id: impl std::fmt::Display) -> String {
     json!({"event": "e", "uuid": id.to_string(), "distinct_id": "d"}).to_string()
 }
 
-/// A service whose webhook deadline is shorter than anything that the stand-in may be waiting for.
+/// Starts a service whose webhook deadline is shorter than anything that the stand-in may be waiting for.
 async fn impatient(variance: &Variance) -> Service {
     Service::start(variance, |settings| settings.server.webhook_deadline = Duration::from_millis(100)).await
 }
@@ -129,7 +129,7 @@ async fn when_a_pause_is_over_what_is_held_is_posted_as_concurrently_as_it_may()
     let events: Vec<_> = (0..50).map(event).collect();
     let reply = service.post("/webhook", format!("[{}]", events.join(","))).await;
     assert_eq!((reply.status, reply.counts()), (503, [50, 0, 0, 0, 0, 50]));
-    // Whoever is first is the probe. After it, none gets an answer: what comes then has not waited for another.
+    // The first request is the probe. After it, none gets an answer, so later ones have not waited for another.
     let has_been_probed = AtomicBool::new(false);
     variance.script(move |_| match has_been_probed.swap(true, Ordering::SeqCst) {
         false => Behaviour::Status(200),
@@ -140,7 +140,7 @@ async fn when_a_pause_is_over_what_is_held_is_posted_as_concurrently_as_it_may()
     assert_eq!(variance.max_in_flight(), CONCURRENCY);
 }
 
-/// A service that holds events for half a second.
+/// Starts a service that holds events for half a second.
 async fn forgetful(variance: &Variance) -> Service {
     Service::start(variance, |settings| {
         settings.server.webhook_deadline = Duration::from_millis(100);

@@ -1,5 +1,5 @@
-//! No event is another's hostage, and none is given up before its time: what broke earlier versions, at the waits of the
-//! real program.
+//! No event is another's hostage, and none is given up before its time. These cases broke earlier versions, and run
+//! with the delays of the real program.
 
 use std::{
     sync::{
@@ -21,7 +21,7 @@ use crate::{
     variance::{Behaviour, Received, Variance},
 };
 
-/// A service with the real waits between attempts.
+/// Starts a service with the real delays between attempts.
 async fn real(variance: &Variance, webhook_deadline: Duration) -> Service {
     Service::start(variance, |settings| {
         settings.outbox.pacing = Pacing::default();
@@ -34,7 +34,7 @@ fn event(id: &str) -> String {
     json!({"event": "e", "uuid": id, "distinct_id": "d"}).to_string()
 }
 
-/// Variance, but what it does with events whose id begins with `poison`.
+/// Returns a script that accepts everything, except that events whose id begins with `poison` get `poison`.
 fn poisoned(poison: Behaviour) -> impl Fn(&Received) -> Behaviour + Send + Sync + 'static {
     move |received| if received.id().starts_with("poison") { poison.clone() } else { Behaviour::Status(200) }
 }
@@ -51,7 +51,7 @@ async fn events_that_variance_always_fails_on_delay_no_other() {
         let variance = Variance::start().await;
         variance.script(poisoned(poison.clone()));
         let service = real(&variance, Duration::from_millis(2500)).await;
-        // Something is accepted before: a first `Retry-After` on a system where nothing is binds all.
+        // Something is accepted first, because a `Retry-After` binds everything while nothing has been accepted.
         assert_eq!(service.post("/webhook", event("first")).await.status, 200);
         let mut poisons = JoinSet::new();
         for n in 0..40 {
@@ -180,7 +180,7 @@ async fn webhooks_do_not_wait_behind_batches_or_behind_what_is_held() {
         settings.server.webhook_deadline = Duration::from_millis(1500);
     })
     .await;
-    // A backlog of 500: at four a time and 20 ms each it takes 2.5 s.
+    // A backlog of 500 events takes 2.5 s, at four a time and 20 ms each.
     let batch = |name: &str| {
         let events: Vec<_> = (0..250).map(|n| json!({"event": "e", "uuid": format!("{name}-{n}")})).collect();
         json!(events).to_string()

@@ -1,6 +1,6 @@
 //! Secrets and personal data stay where they belong, whatever goes wrong.
 //!
-//! Every secret and every value of an event has `canary` in it, and nothing that comes out of the program may.
+//! Every secret and every value of an event has `canary` in it, and nothing that the program outputs may.
 
 use std::{fmt::Debug, net::TcpListener};
 
@@ -28,14 +28,14 @@ use crate::{
 
 const AUTHORIZATION: &str = "Bearer canary-authorization";
 const TOKEN: &str = "canary-token-0123456789";
-/// In base64: `canary-signing-secret-0123456789`.
+/// The base64 of `canary-signing-secret-0123456789`.
 const SIGNING_SECRET: &str = "whsec_Y2FuYXJ5LXNpZ25pbmctc2VjcmV0LTAxMjM0NTY3ODk=";
 const PATH: &str = "canary-path?team=canary-query#canary-fragment";
 
-/// All ways in which a canary can be written.
+/// The ways in which a canary can be written.
 const CANARIES: [&str; 5] = ["canary", "Y2FuYXJ5", "63616e617279", "%63anary", "99, 97, 110, 97, 114, 121"];
 
-/// All that this program says, and the libraries that see what it sends and receives.
+/// The level at which this program, and the libraries that see what it sends and receives, log the most.
 const LEVEL: &str = "trace,hyper=trace,hyper_util=trace,reqwest=trace,rustls=trace";
 
 #[track_caller]
@@ -61,7 +61,7 @@ fn with(program: Program, variables: &[(&str, String)]) -> Program {
     variables.iter().fold(program, |program, (name, value)| program.env(name, value))
 }
 
-/// An event whose every value is personal data. Its id says what Variance does with it.
+/// Returns an event whose every value is personal data. Its id decides what Variance does with it.
 fn event(id: &str) -> String {
     json!({
         "event": {
@@ -73,12 +73,12 @@ fn event(id: &str) -> String {
     .to_string()
 }
 
-/// What is wrong with Variance, and what the log then says of it.
+/// A fault of Variance, with the log's message about it.
 #[derive(Clone)]
 struct Fault {
     said: &'static str,
     behaviour: Behaviour,
-    /// Variables that go before the usual ones.
+    /// Variables that override the usual ones.
     variables: Vec<(&'static str, String)>,
     vanishes: bool,
 }
@@ -124,7 +124,7 @@ fn faults() -> Vec<Fault> {
     ]
 }
 
-/// The service at the level that says the most, its log so far, and where it listens.
+/// The service at the level that logs the most, with its log so far and its address.
 struct Verbose {
     running: Running,
     errors: Errors,
@@ -147,7 +147,7 @@ impl Verbose {
         verbose
     }
 
-    /// Waits until the log says this.
+    /// Waits until the log has this.
     async fn said(&mut self, what: &str) -> String {
         loop {
             let line = timeout(PATIENCE, self.errors.next()).await.expect("the log goes on");
@@ -167,13 +167,13 @@ impl Verbose {
         Reply::of(self.request(Method::POST, path, body).bearer_auth(TOKEN)).await
     }
 
-    /// What may be asked of it by anybody.
+    /// Returns the pages that anybody may ask for.
     async fn pages(&self) -> Vec<Reply> {
         let pages = ["/healthz", "/readyz", "/metrics"].map(|page| format!("{page}?canary=canary"));
         future::join_all(pages.iter().map(|page| Reply::of(self.request(Method::GET, page, "canary")))).await
     }
 
-    /// Ends it, and looks for canaries in its arguments, in its output and in all of its log.
+    /// Ends the service, and looks for canaries in its arguments, in its output and in all of its log.
     async fn end(mut self) -> String {
         if cfg!(target_os = "linux") {
             let process = self.running.child.as_ref().unwrap().id();
@@ -217,7 +217,7 @@ async fn whatever_is_wrong_with_variance_neither_log_nor_reply_has_a_secret_or_a
         if vanishes {
             variance.vanish();
         }
-        // As many as it takes until Variance is left alone.
+        // As many events as it takes until Variance is left alone.
         let events: Vec<Value> = (0..6).map(|n| serde_json::from_str(&event(&format!("e{n}"))).unwrap()).collect();
         let mut replies = vec![verbose.post("/webhook", json!(events).to_string()).await];
         if !verbose.log.iter().any(|line| line.contains(said)) {
@@ -284,7 +284,7 @@ async fn whatever_senders_do_neither_log_nor_reply_has_a_secret_or_a_persons_dat
             format!("POST /webhook HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "canary".repeat(10_000)),
         ] {
             let mut stream = TcpStream::connect(&verbose.address).await.unwrap();
-            // It may have had enough before the end.
+            // The service may have stopped reading before the end.
             drop(stream.write_all(broken.as_bytes()).await);
             drop(stream.shutdown().await);
             let mut reply = Vec::new();
@@ -315,7 +315,7 @@ async fn what_commands_print_has_no_secret() {
     ] {
         let ended = with(Program::new(arguments), &secrets).run().await;
         assert!(!ended.out.is_empty() || !ended.err.is_empty(), "{arguments:?}");
-        // What stands on the command line is no secret, and errors should name it.
+        // The command line holds no secret, and errors should name what is wrong on it.
         let said = format!("{}{}", ended.out, ended.err).replace("--canary", "").replace("\"canary\"", "");
         assert_no_canary(arguments, &said);
     }
@@ -391,7 +391,7 @@ async fn what_is_wrong_with_a_file_is_said_without_what_it_holds() {
         std::fs::write(&file, content).unwrap();
         for command in ["serve", "check"] {
             let program = with(Program::new([command]), &secrets("http", &variance));
-            // A secret and its file would be too much.
+            // A secret and its file together would be an error of their own.
             let program = program.env(variable.trim_end_matches("_FILE"), "").env(variable, &file);
             let ended = program.run().await;
             assert_eq!(ended.code, 64, "{variable}: {content}: {}", ended.err);

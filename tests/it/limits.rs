@@ -1,4 +1,4 @@
-//! What hostile senders meet: limits, told where that helps, that cost nobody else anything.
+//! Hostile senders meet limits that cost nobody else anything, and get a reply where that helps.
 
 use std::{
     io::Write as _,
@@ -45,7 +45,7 @@ fn deflate(bytes: &[u8]) -> Vec<u8> {
     packer.finish().unwrap()
 }
 
-/// A service whose bodies may have a mebibyte, and which asks for a token.
+/// Starts a service with small bodies that asks for a token.
 async fn guarded(variance: &Variance) -> Service {
     Service::start(variance, |settings| {
         settings.server.max_body = MAX_BODY;
@@ -93,7 +93,7 @@ async fn an_early_reply_reaches_a_sender_that_writes_on() {
     let variance = Variance::start().await;
     let service = guarded(&variance).await;
     let token = format!("Authorization: Bearer {TOKEN}\r\n");
-    // More than all buffers on the way hold.
+    // The length is more than all buffers on the way hold.
     const LENGTH: usize = 16 << 20;
     for (status, path, headers) in [
         (401, "/webhook", String::new()),
@@ -115,7 +115,7 @@ async fn an_early_reply_reaches_a_sender_that_writes_on() {
     assert_eq!(variance.received().len(), 0);
 }
 
-/// Sends a head that announces a body, and half of that. What the sender is told comes later.
+/// Sends a head that announces a body, and half of that. The reply comes later.
 async fn half_sent(service: &Service, path: &str, headers: &str, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let length = body.len() + 1;
@@ -125,7 +125,7 @@ async fn half_sent(service: &Service, path: &str, headers: &str, body: &str) -> 
     stream
 }
 
-/// The status that a sender is told, and what else its reply says.
+/// Returns the status that a sender gets, and the rest of its reply.
 async fn told(stream: &mut TcpStream) -> (u16, String) {
     let mut reply = vec![0; 4 << 10];
     let length = timeout(PATIENCE, stream.read(&mut reply)).await.unwrap().unwrap();
@@ -135,13 +135,13 @@ async fn told(stream: &mut TcpStream) -> (u16, String) {
 
 const LARGE_BODY: usize = 8 << 20;
 
-/// A service whose bodies may have that much, and which asks for a token or a signature.
+/// Starts a service with bodies of this size that asks for a token or a signature.
 async fn guarded_twice(variance: &Variance) -> Service {
     Service::start(variance, |settings| {
         settings.server.max_body = LARGE_BODY;
         settings.auth.tokens = vec![TOKEN.parse().unwrap()];
         settings.auth.signing_secrets = vec![STANDARD.encode(SECRET).parse().unwrap()];
-        // None is made again while another is waited for.
+        // No attempt is repeated while another is waited for.
         settings.destination.attempt_timeout = PATIENCE;
     })
     .await
@@ -156,7 +156,7 @@ async fn bodies_that_are_being_read_have_a_budget_and_those_of_strangers_a_small
     let own = |id: &'static str| format!(r#"{{"batch":[{}],"api_key":"{TOKEN}"{}}}"#, event(id), " ".repeat(2000));
     let batch = |id| service.post("/batch", own(id));
 
-    // One stranger may take what there is for strangers, but not keep others from it: it makes room for them.
+    // One stranger may use all the memory for strangers, but cannot keep others from it: it makes room for them.
     let mut stranger = half_sent(&service, "/batch", "", &most).await;
     let (status, reply) = {
         let mut told = pin!(told(&mut stranger));
@@ -172,7 +172,7 @@ async fn bodies_that_are_being_read_have_a_budget_and_those_of_strangers_a_small
     assert!(reply.contains("the connector is reading as many bodies as it can"), "{reply}");
     assert!(reply.to_ascii_lowercase().contains("retry-after: 1\r\n"), "{reply}");
 
-    // Those that are known have more than twice as much on each route.
+    // Known senders have more than twice as much on each route.
     let known = async |path: &str, id: &str| {
         let body = event(id) + &" ".repeat(2000);
         Reply::of(service.client.post(service.url(path)).bearer_auth(TOKEN).body(body)).await
@@ -215,7 +215,7 @@ async fn a_sender_who_turns_out_to_be_known_makes_room_for_strangers_while_it_wa
         let key = if is_signed { "none" } else { TOKEN };
         let body = json!({"batch": [large("first"), large("second")], "api_key": key}).to_string();
         let before = variance.count();
-        // Who hangs up is waited for for a while, and keeps its memory on its route.
+        // A request outlasts its sender for a while, and keeps its memory, so each case has a route of its own.
         let mut request = service.client.post(service.url(if is_signed { "/webhook" } else { "/batch" }));
         if is_signed {
             let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -274,7 +274,7 @@ async fn slow_senders_are_let_go_of_in_time_and_keep_nobody_waiting() {
     }
     let mut answered = 0;
     let beside = async {
-        // Each ends when its connection does.
+        // Each slow request ends when its connection does.
         while !slow.is_empty() {
             let id = event(&answered.to_string());
             let reply = service.client.post(service.url("/webhook")).bearer_auth(TOKEN).body(id);

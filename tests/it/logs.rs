@@ -1,4 +1,4 @@
-//! What the program logs, as a machine reads it.
+//! The program's log, as a machine reads it.
 
 use std::{
     io::{BufRead, BufReader},
@@ -15,7 +15,7 @@ use crate::{
     variance::{Behaviour, Variance},
 };
 
-/// More than anything here takes.
+/// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const TOKEN: &str = "a-token-of-the-tests";
@@ -26,9 +26,9 @@ struct Program {
     lines: Receiver<Value>,
     client: Client,
     address: String,
-    /// What it warned of before it was ready.
+    /// The warnings before it was ready.
     before: Vec<Value>,
-    /// The line that says so.
+    /// The line that says that it is ready.
     ready: Value,
 }
 
@@ -73,7 +73,7 @@ impl Program {
         Reply::of(self.request(path, body).bearer_auth(TOKEN)).await
     }
 
-    /// The next line. The stand-in goes on meanwhile.
+    /// Returns the next line. The stand-in goes on meanwhile.
     fn line(&self) -> Value {
         tokio::task::block_in_place(|| self.lines.recv_timeout(PATIENCE)).expect("there is another line")
     }
@@ -83,7 +83,7 @@ impl Program {
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     }
 
-    /// Ends it as an orchestrator does. Returns what it logged until then.
+    /// Ends the program as an orchestrator does. Returns the lines that it logged until then.
     fn stop(&mut self) -> (ExitStatus, Vec<Value>) {
         self.terminate();
         let rest = tokio::task::block_in_place(|| self.lines.iter().collect());
@@ -93,7 +93,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The program may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -104,7 +104,7 @@ fn events(prefix: &str, count: usize) -> String {
     json!((0..count).map(event).collect::<Vec<_>>()).to_string()
 }
 
-/// A line without its time and its place.
+/// Returns a line without its time and its target.
 fn essence(line: &Value) -> Value {
     let mut line = line.clone();
     let object = line.as_object_mut().unwrap();
@@ -200,10 +200,10 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
         "held": null,
     });
     assert_eq!(begins, expected);
-    // At least two probes that fail too, and say nothing.
+    // At least two more probes fail, and log nothing.
     variance.received_at_least(variance.received().len() + 2).await;
     variance.always(Behaviour::Status(200));
-    // Ten seconds later, so that outages that come and go do not fill the log.
+    // The line comes ten seconds later, so that outages that come and go do not fill the log.
     let mut ends = essence(&program.line());
     assert!(ends["paused_seconds"].take().as_u64().is_some());
     assert!(ends["held"].take().as_u64().unwrap() <= 20);
@@ -241,7 +241,7 @@ async fn refused_senders_are_summed_up() {
         "claimed": "203.0.113.7, 10.0.0.1",
     });
     assert_eq!(lines[0], first);
-    // Where a machine is so slow that ten seconds pass, there is another line.
+    // On a machine so slow that ten seconds pass, there is another line.
     assert!(lines.len() < 10, "{lines:?}");
 }
 
@@ -299,14 +299,14 @@ async fn every_event_that_is_lost_is_named_a_hundred_to_a_line() {
     let five = |n| (0..5).map(move |m| event(if m == 0 { format!("refused-{n}") } else { format!("taken-{n}-{m}") }));
     let mut program = Program::start(&variance, &[]);
     assert_eq!(program.post("/batch", events("taken-", 1)).await.status, 200);
-    // In parts, so that however late the replies that accept come, never are 20 refused in a row.
+    // The events come in parts, so that 20 are never refused in a row, however late the replies that accept come.
     for part in 0..25 {
         let interleaved = json!((10 * part..10 * (part + 1)).flat_map(five).collect::<Vec<_>>());
         assert_eq!(program.post("/batch", interleaved.to_string()).await.status, 200);
     }
     let mut named: Vec<String> = Vec::new();
     let mut others = Vec::new();
-    // The program goes on: what is lost is told soon, and not when it ends.
+    // The program goes on: lost events are logged soon, and not when it ends.
     while named.len() < 250 {
         let line = program.line();
         if line["message"] != "events are lost" {
@@ -354,7 +354,7 @@ async fn another_signal_ends_the_program_at_once_and_what_it_holds_is_named() {
     assert_eq!(program.post("/webhook", events("held-", 1)).await.status, 503);
     program.terminate();
     while program.line()["message"] != "stopping: no more events are taken in" {}
-    // Those that come within a second of the first are no others.
+    // Signals within a second of the first do not count as others.
     let mut line = loop {
         program.terminate();
         match program.lines.recv_timeout(Duration::from_millis(100)) {
@@ -399,7 +399,7 @@ async fn a_credential_that_was_changed_is_told_of_and_so_is_one_that_cannot_be_r
     assert_eq!(unreadable["message"], "Variance's credential could not be read again");
     assert_eq!(unreadable["times"], 1);
     assert!(unreadable["error"].as_str().unwrap().contains("No such file"), "{unreadable}");
-    // At least once more it is looked for.
+    // The file is looked for at least once more.
     variance.received_at_least(variance.received().len() + 2).await;
     std::fs::write(&file, "new").unwrap();
     let time = |line: &Value| humantime::parse_rfc3339(line["timestamp"].as_str().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! The real service on a free port, in front of a stand-in for Variance that can be told to misbehave.
+//! The real service on a free port, in front of a stand-in for Variance that can be made to misbehave.
 
 #![expect(unreachable_pub, reason = "nothing can be reached from outside of a test")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]

@@ -1,4 +1,4 @@
-//! What Prometheus reads: every metric of the list in docs/operations.md, each of which moves, and nothing else.
+//! The metrics: every one in the list in docs/operations.md exists and moves, and there are no others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,14 @@ use crate::{
 
 const TOKEN: &str = "a-token-of-the-tests";
 
-/// More than anything here takes.
+/// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Label names with their values.
 type Labels = BTreeMap<String, BTreeSet<String>>;
 
-/// What `/metrics` has said so far: the families with their labels, and which label values had a figure other than zero.
+/// What `/metrics` has shown so far: the families with their labels, and which label values had a figure other than
+/// zero.
 #[derive(Default)]
 struct Seen {
     families: BTreeMap<String, Labels>,
@@ -32,7 +33,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Looks until a metric has had a figure other than zero.
+    /// Looks until a metric has a figure other than zero.
     async fn moves(&mut self, family: &str, service: &Service) {
         let moves = async {
             while !self.moved.contains_key(family) {
@@ -78,7 +79,8 @@ impl Seen {
     }
 }
 
-/// The table in docs/operations.md: a row for each metric, its labels as `` `name` = `value`, `value`; `name` = … ``.
+/// Reads the table in docs/operations.md, which has a row for each metric, with its labels as
+/// `` `name` = `value`, `value`; `name` = … ``.
 fn documented() -> BTreeMap<String, Labels> {
     let page = include_str!("../../docs/operations.md");
     let section = page.split("\n## Metrics\n").nth(1).expect("the page has a section on metrics");
@@ -131,7 +133,7 @@ fn event(name: &str) -> Value {
     json!({"event": name, "uuid": name, "distinct_id": "d"})
 }
 
-/// Fails the events whose name says how, the first time or, where the service tries again at once, the first two times.
+/// Fails the events whose name says how: the first time or, where the service tries again at once, the first two times.
 fn failing_at_first() -> impl Fn(&crate::variance::Received) -> Behaviour + Send + Sync {
     let (status, slow, broken) = (AtomicUsize::new(1), AtomicUsize::new(1), AtomicUsize::new(2));
     move |received| {
@@ -178,7 +180,7 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     assert_eq!((reply.status, reply.counts()[0]), (200, 15), "{}", reply.text);
     seen.look(&service).await;
 
-    // An id that is used again for another event.
+    // An id is used again for another event.
     let with_id = |plan: &str| json!({"event": "a", "uuid": "0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11", "distinct_id": "d", "properties": {"plan": plan}});
     let reply = post(&service, "/batch", json!([with_id("team"), with_id("team"), with_id("free")]).to_string()).await;
     assert_eq!((reply.status, reply.counts()[..2].to_vec()), (200, vec![3, 3]), "{}", reply.text);
@@ -211,21 +213,21 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
     fails_once(&mut seen).await;
     let mut documented = documented();
     if cfg!(target_os = "linux") {
-        // It counts whole seconds, and looking takes time.
+        // The metric counts whole seconds, and looking takes time.
         seen.moves("process_cpu_seconds_total", &service).await;
     } else {
         documented.retain(|name, _| !name.starts_with("process_"));
     }
-    // Its value is this program's version, which no document can keep up with.
+    // The value is this program's version, which no document can keep up with.
     let version = BTreeSet::from([env!("CARGO_PKG_VERSION").to_owned()]);
     documented.get_mut("variance_connector_build_info").unwrap().insert("version".to_owned(), version);
     assert_same(&seen.families, &documented, "docs/operations.md and /metrics do not have the same metrics");
-    // It is the program's, whose log a test of its own blocks.
+    // This metric belongs to the program's log, which a test of its own blocks.
     assert!(documented.remove("variance_connector_log_lines_dropped_total").is_some());
     assert_same(&seen.moved, &documented, "not every metric has moved");
 }
 
-/// A state of its own: the destination has failed, and not often enough for a pause.
+/// Makes the destination fail, and not often enough for a pause, which is a state of its own.
 async fn fails_once(seen: &mut Seen) {
     let variance = Variance::start().await;
     variance.always(Behaviour::Status(500));
@@ -243,7 +245,7 @@ async fn fails_once(seen: &mut Seen) {
     seen.look(&service).await;
 }
 
-/// The rule that holds whenever nothing is moving.
+/// Checks the rule that holds whenever nothing is moving.
 async fn sums_agree(service: &Service) {
     let text = service.get("/metrics").await.text;
     let sum = |name: &str| -> f64 {

@@ -1,4 +1,5 @@
-//! Every mapped field present, absent, null, falsy and oddly typed, against what PostHog's own Variance app posted.
+//! Every mapped field present, absent, null, falsy and oddly typed, compared with what PostHog's own Variance app
+//! posted.
 
 use std::collections::HashMap;
 
@@ -10,7 +11,7 @@ use crate::{harness::Service, variance::Variance};
 const EVENTS: &str = include_str!("parity/events.ndjson");
 const EXPECTED: &str = include_str!("parity/expected.ndjson");
 
-/// Posts what `bodies` makes of all events and compares what arrives, one by one.
+/// Posts the bodies that `bodies` makes of all events, and compares what arrives, one by one.
 async fn assert_parity(path: &str, bodies: impl Fn(&[&str]) -> Vec<String>) {
     let variance = Variance::start().await;
     let service = Service::start(&variance, |settings| settings.mapping.calls = Call::ALL.to_vec()).await;
@@ -31,7 +32,7 @@ async fn assert_parity(path: &str, bodies: impl Fn(&[&str]) -> Vec<String>) {
     assert_eq!((count, arrived.len()), (240, 0), "all compared, and nothing else arrived");
 }
 
-/// The cases leave the library out.
+/// Removes the library, which the cases do not have.
 fn without_library(mut body: Value) -> Value {
     let library = json!({"name": "variance-connector", "version": env!("CARGO_PKG_VERSION")});
     let fields = body.as_object_mut().unwrap();

@@ -1,4 +1,4 @@
-//! Connections that are used again, and those that cannot be.
+//! Connections that are reused, and those that cannot be.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -45,7 +45,7 @@ async fn a_pooled_connection_that_variance_closes_is_no_fault() {
     assert_no_fault(&service).await;
 }
 
-/// One worker, which has put its connection back before it takes the next event.
+/// Starts a service with one worker, which puts its connection back before it takes the next event.
 async fn with_one_connection(variance: &Variance) -> Service {
     Service::start(variance, |settings| settings.outbox.concurrency = 1).await
 }

@@ -1,4 +1,4 @@
-//! Many events at once: each reply in its time, and nobody in another's way.
+//! Many events at once: each reply comes in time, and nobody gets in another's way.
 
 use std::time::{Duration, Instant};
 
@@ -70,7 +70,7 @@ async fn a_webhook_beside_four_large_batches_waits_for_their_windows_and_not_for
     let ids = variance.ids();
     for (n, before) in before.into_iter().enumerate() {
         let place = ids.iter().position(|id| *id == format!("live-{n}")).unwrap();
-        // Some pass before the webhook has come in.
+        // Some events pass before the webhook has come in.
         assert!(place < before + 2 * WINDOWS, "{} events passed webhook {n}", place - before);
         assert!(place < 10_000, "webhook {n} came when the batches were over");
     }

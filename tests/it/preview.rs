@@ -1,10 +1,10 @@
-//! `preview` shows what would be posted, and says of everything else where it stands and why it would not be.
+//! `preview` shows what would be posted, and for everything else its place and the reason why it would not be.
 
 use serde_json::{Value, json};
 
 use crate::program::{Ended, Program};
 
-/// A file that stands beside the tests.
+/// Returns the path of a file beside the tests.
 pub fn fixture(name: &str) -> String {
     format!("{}/tests/it/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
 }

@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 
 use crate::{harness::AUTHORIZATION, variance::Variance};
 
-/// A run of the program that is yet to start, in an environment of its own.
+/// A run of the program that has not started yet, in an environment of its own.
 pub struct Program {
     command: Command,
     input: Vec<u8>,
 }
 
-/// What the program has said and how it ended.
+/// The output of the program and its exit code.
 #[derive(Debug)]
 pub struct Ended {
     pub code: i32,
@@ -32,12 +32,12 @@ impl Program {
         Self { command, input: Vec::new() }
     }
 
-    /// The service in front of the stand-in, on a free port.
+    /// Returns a run of the service in front of the stand-in, on a free port.
     pub fn serve(variance: &Variance) -> Self {
         Self::new(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]).to(variance)
     }
 
-    /// With what it needs to post to the stand-in.
+    /// Adds the settings for posting to the stand-in.
     pub fn to(self, variance: &Variance) -> Self {
         self.env("VARIANCE_WEBHOOK_URL", variance.url()).env("VARIANCE_AUTHORIZATION", AUTHORIZATION)
     }
@@ -47,24 +47,24 @@ impl Program {
         self
     }
 
-    /// Where its standard output goes, in place of [`Ended::out`].
+    /// Redirects its standard output, which is then not in [`Ended::out`].
     #[cfg(target_os = "linux")] // where a terminal is tried
     pub fn out(mut self, out: impl Into<Stdio>) -> Self {
         self.command.stdout(out);
         self
     }
 
-    /// What stands on its standard input.
+    /// Sets its standard input.
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
         self
     }
 
-    /// Starts it, for a test that has something to do meanwhile.
+    /// Starts the program, for a test that has something to do meanwhile.
     pub fn start(mut self) -> Running {
         let mut child = self.command.spawn().unwrap();
         let (mut stdin, input) = (child.stdin.take().unwrap(), self.input);
-        // It need not read to the end.
+        // The program need not read to the end.
         std::thread::spawn(move || drop(stdin.write_all(&input)));
         Running { child: Some(child) }
     }
@@ -75,7 +75,7 @@ impl Program {
         (running, address)
     }
 
-    /// The same with what it says from then on.
+    /// Does the same, and also returns its later lines on standard error.
     pub async fn ready_and_heard(self) -> (Running, String, Errors) {
         let mut running = self.start();
         let mut errors = running.errors();
@@ -87,7 +87,7 @@ impl Program {
         }
     }
 
-    /// Runs it to its end, while the stand-in goes on.
+    /// Runs the program to its end, while the stand-in goes on.
     pub async fn run(self) -> Ended {
         self.start().ended().await
     }
@@ -98,30 +98,30 @@ pub struct Running {
     pub child: Option<Child>,
 }
 
-/// What a running program writes to standard error, line by line.
+/// The lines that a running program writes to standard error.
 pub struct Errors(mpsc::UnboundedReceiver<String>);
 
 impl Running {
-    /// Takes its standard error, to wait for what it says.
+    /// Takes its standard error, to wait for lines.
     pub fn errors(&mut self) -> Errors {
         let stderr = self.child.as_mut().unwrap().stderr.take().unwrap();
         let (lines, receiver) = mpsc::unbounded_channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
-                // The test may have heard enough.
+                // The test may have read enough.
                 drop(lines.send(line.unwrap()));
             }
         });
         Errors(receiver)
     }
 
-    /// Sends it a signal, such as `-TERM`.
+    /// Sends the program a signal, such as `-TERM`.
     pub fn signal(&self, signal: &str) {
         let id = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
-    /// A figure of its memory in bytes, from `/proc`.
+    /// Returns a figure of the program's memory in bytes, from `/proc`.
     #[cfg(target_os = "linux")]
     pub fn memory(&self, figure: &str) -> usize {
         let id = self.child.as_ref().unwrap().id();
@@ -143,12 +143,12 @@ impl Running {
 }
 
 impl Errors {
-    /// The next line; none once it has ended.
+    /// Returns the next line, or `None` once the program has ended.
     pub async fn next(&mut self) -> Option<String> {
         self.0.recv().await
     }
 
-    /// Waits for a line of the log in JSON with a message that contains this. Returns the messages up to that line.
+    /// Waits for a line of the log in JSON with a message that contains `part`. Returns the messages up to that line.
     pub async fn message(&mut self, part: &str) -> Vec<String> {
         let mut messages = Vec::new();
         while let Some(line) = self.0.recv().await {
@@ -161,7 +161,7 @@ impl Errors {
         panic!("no message has {part:?} in {messages:#?}");
     }
 
-    /// Waits for a line that begins so.
+    /// Waits for a line that begins with `start`.
     pub async fn line(&mut self, start: &str) -> String {
         let mut before = Vec::new();
         while let Some(line) = self.0.recv().await {

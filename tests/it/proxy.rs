@@ -1,4 +1,4 @@
-//! The way to Variance leads through the proxy that the environment names, and no other way does.
+//! The connection to Variance goes through the proxy that the environment names, and no other connection does.
 
 use std::{
     io::{self, BufReader, Write},
@@ -17,13 +17,13 @@ use crate::{
 
 const EVENT: &str = r#"{"event":"e","uuid":"u","distinct_id":"d"}"#;
 
-/// A proxy that leads every tunnel to one port of this machine and refuses all else. Returns its URL, and the heads of the
-/// requests that it gets.
+/// Starts a proxy that leads every tunnel to one port of this machine and refuses everything else. Returns its URL, and
+/// the heads of the requests that it gets.
 fn proxy(target: u16) -> (String, Receiver<String>) {
     slow_proxy(target, Duration::ZERO)
 }
 
-/// Likewise, but each tunnel takes so long to make.
+/// Does the same, but each tunnel takes this long to make.
 fn slow_proxy(target: u16, pause: Duration) -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -52,7 +52,7 @@ fn slow_proxy(target: u16, pause: Duration) -> (String, Receiver<String>) {
 }
 
 fn pass_on(mut from: TcpStream, mut to: TcpStream) {
-    // However it ends, the other side should know.
+    // However it ends, the other side should learn of it.
     drop(io::copy(&mut from, &mut to));
     drop(to.shutdown(Shutdown::Write));
 }

@@ -1,4 +1,4 @@
-//! Settings that change while the program runs, without losing what it holds.
+//! Settings that change while the program runs, without losing the events that it holds.
 
 use std::{collections::HashSet, path::Path};
 
@@ -13,12 +13,12 @@ use crate::{
 const TOKEN: &str = "the-first-token-of-16";
 const OTHER_TOKEN: &str = "another-token-of-16";
 
-/// Answers 404 to what goes to any other path.
+/// Answers 404 to requests to any other path.
 fn only_at(variance: &Variance, path: &'static str) {
     variance.script(move |received| Behaviour::Status(if received.path() == path { 200 } else { 404 }));
 }
 
-/// Posts events by these names and returns the status and the reply.
+/// Posts events with these names as ids, and returns the status and the reply.
 async fn post(address: &str, token: &str, names: &[String]) -> (u16, Value) {
     let events: Vec<_> = names.iter().map(|name| json!({"event": "e", "uuid": name, "distinct_id": "d"})).collect();
     let request = harness::client().post(format!("http://{address}/batch")).bearer_auth(token);
@@ -106,7 +106,7 @@ async fn tokens_and_signing_secrets_rotate_by_file() {
     assert_eq!(post_one(&address, "a-token-that-nobody-knows", "c").await, 401);
 }
 
-/// The program with a configuration file.
+/// Starts the program with a configuration file.
 async fn with_file(file: &Path, content: &str) -> (Running, String, Errors) {
     std::fs::write(file, content).unwrap();
     let file = file.to_str().unwrap();
@@ -124,7 +124,7 @@ async fn a_signal_reads_the_whole_configuration_again() {
             "[variance]\nwebhook_url = '{url}'\nauthorization = 'Bearer {path}'\n[server]\ntoken = '{token}'\n{more}"
         )
     };
-    // One event is refused at the first path, and only there.
+    // One event is refused at the first path only.
     variance.script(|received| {
         Behaviour::Status(if received.path() == "/first" && received.id() == "refused" { 400 } else { 200 })
     });

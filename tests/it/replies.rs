@@ -1,4 +1,4 @@
-//! Replies of Variance that are odd: what can be told of their events is told, and no event is posted twice for it.
+//! Odd replies of Variance: whatever they say about their events counts, and no event is posted twice because of them.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn reply(head: &str) -> Behaviour {
     Behaviour::Bytes(format!("HTTP/1.1 {head}\r\nContent-Length: 2\r\n\r\nok").into_bytes())
 }
 
-/// Heads that a strict reader does not take.
+/// Returns heads that a strict reader rejects.
 fn odd_heads() -> Vec<(&'static str, String)> {
     let many = |count| (0..count).map(|n| format!("\r\nx-{n}: x")).collect::<String>();
     vec![
@@ -57,7 +57,7 @@ async fn a_2xx_is_success_whatever_its_other_headers_are_and_costs_one_request()
     }
 }
 
-/// Replies whose meaning cannot be read.
+/// Returns replies whose meaning cannot be read.
 fn unreadable() -> Vec<String> {
     let many: String = (0..1000).map(|n| format!("x-{n}: x\r\n")).collect();
     vec![
@@ -76,7 +76,7 @@ async fn a_reply_that_cannot_be_read_costs_one_request_and_another_after_ten_sec
             settings.outbox.pacing.backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
         })
         .await;
-        // What comes next may come on a connection that was idle.
+        // The next request may use a connection that was idle.
         assert_eq!(service.post("/webhook", event("before")).await.status, 200);
         variance.always(Behaviour::BytesThenClose(bytes.clone().into_bytes()));
         let start = Instant::now();

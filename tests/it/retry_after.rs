@@ -15,7 +15,7 @@ use crate::{
 
 const EVENT: &str = r#"{"event":"e","uuid":"a","distinct_id":"d"}"#;
 
-/// A stand-in that answers once with these header lines and then takes everything.
+/// Starts a stand-in that answers once with these header lines and then takes everything.
 async fn once(status: u16, headers: &str) -> Variance {
     let variance = Variance::start().await;
     let first = Mutex::new(Some(Behaviour::StatusWith(status, format!("{headers}\r\n"))));
@@ -49,7 +49,7 @@ async fn one_that_is_unreadable_past_or_zero_is_as_good_as_none() {
         (503, "Retry-After: 9999-12-31T23:59:59Z"),
         (503, "Retry-After: NaN\r\nRetry-After: 120"),
         (429, "Retry-After: -120"),
-        // It means something with 429 and 503 alone.
+        // The header means something with 429 and 503 alone.
         (500, "Retry-After: 120"),
         (502, "Retry-After: 120"),
         (403, "Retry-After: 120"),

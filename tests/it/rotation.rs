@@ -1,4 +1,4 @@
-//! A credential that is changed while the service runs.
+//! A credential that changes while the service runs.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn events_that_met_a_rotated_credential_arrive_with_the_new_one() {
         let events: Vec<_> = (0..100).map(|n| json!({"event": "e", "uuid": n.to_string()})).collect();
         let request = service.client.post(service.url("/batch")).body(json!(events).to_string());
         let request = tokio::spawn(Reply::of(request));
-        // The breaker has opened, and probes go out that the old credential fails.
+        // The breaker has opened, and probes fail because of the old credential.
         variance.received_at_least(64 + 3).await;
         std::fs::write(&file, "Bearer new\n").unwrap();
         let reply = request.await.unwrap();

@@ -1,4 +1,4 @@
-//! `status`: what the running service says of itself, for people and for programs.
+//! `status`: the report on the running service, for people and for programs.
 
 use std::{
     fs::File,
@@ -27,8 +27,8 @@ fn status(service: &Service, arguments: &[&str]) -> Program {
     Program::new(["status"].iter().chain(arguments)).env("CONNECTOR_LISTEN", service.address.to_string())
 }
 
-/// A service that has delivered two events, was refused one, left one out, turned a stranger away, and holds one since
-/// Variance is away.
+/// Starts a service that has delivered two events, was refused one, left one out, turned a stranger away, and holds one
+/// because Variance is away.
 async fn after_some_traffic(variance: &mut Variance) -> Service {
     variance.script(|received| Behaviour::Status(if received.id() == "refused" { 400 } else { 200 }));
     let service = Service::start(variance, |settings| {
@@ -122,12 +122,12 @@ async fn a_service_that_does_not_answer_is_exit_1_and_something_else_there_too()
     assert!(shown.err.contains("is it variance-connector?"), "{}", shown.err);
 }
 
-/// Lines or pieces that a reader gets, as they come.
+/// Returns the pieces that a reader gets, as they come.
 fn pieces(mut reader: impl Read + Send + 'static) -> mpsc::UnboundedReceiver<Vec<u8>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         let mut piece = [0; 4096];
-        // A terminal whose program has ended fails.
+        // Reading fails on a terminal whose program has ended.
         while let Ok(length @ 1..) = reader.read(&mut piece) {
             drop(sender.send(piece[..length].to_vec()));
         }

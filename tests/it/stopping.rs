@@ -1,4 +1,4 @@
-//! The program at the end of its life: what it acknowledged, Variance has.
+//! The program at the end of its life: Variance has every event that was acknowledged.
 
 use std::{
     collections::HashSet,
@@ -23,12 +23,12 @@ use crate::{
 
 const GRACE: Duration = Duration::from_secs(3);
 
-/// The program in front of the stand-in, and the address where it listens.
+/// Starts the program in front of the stand-in. Returns its address as well.
 async fn start(variance: &Variance) -> (Running, String) {
     Program::serve(variance).env("CONNECTOR_SHUTDOWN_GRACE", "3s").ready().await
 }
 
-/// Senders that post until nobody answers. Returns the events that were acknowledged.
+/// Starts senders that post until nobody answers, and that record the events that were acknowledged.
 pub fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
     let client = harness::client();
     let mut senders = JoinSet::new();
@@ -50,14 +50,14 @@ pub fn load(address: &str, acknowledged: &Arc<Mutex<Vec<String>>>) -> JoinSet<()
     senders
 }
 
-/// What a stand-in has made of the events that it read.
+/// The stand-in's record of the events that it read.
 #[derive(Default)]
 pub struct Ledger {
     pub taken: HashSet<String>,
     pub failed: HashSet<String>,
 }
 
-/// Lets the stand-in take its time, and fail a fifth of all events once: the program holds those for a while.
+/// Makes the stand-in slow, and makes it fail a fifth of all events once: the program holds those for a while.
 pub fn fail_some(variance: &Variance) -> Arc<Mutex<Ledger>> {
     let ledger = Arc::<Mutex<Ledger>>::default();
     let script = Arc::clone(&ledger);
@@ -166,7 +166,7 @@ async fn another_signal_a_second_later_ends_it_at_once() {
     assert!(request.await.unwrap().is_err());
 }
 
-/// The program with one event that Variance does not take yet.
+/// Starts the program with one event that Variance does not take yet.
 async fn holding(variance: &Variance) -> Running {
     variance.always(Behaviour::Status(500));
     let program = Program::serve(variance).env("CONNECTOR_WEBHOOK_DEADLINE", "1s");

@@ -1,4 +1,4 @@
-//! What senders without a credential can cost: their bytes, and nobody else's time or place.
+//! Senders without a credential cost their bytes, and nobody else's time or place.
 
 use std::{
     io::Write as _,
@@ -19,7 +19,7 @@ use crate::{
 
 const TOKEN: &str = "a-token-of-the-tests";
 
-/// The program, which asks for a token, and its address.
+/// Starts the program, which asks for a token. Returns its address as well.
 async fn guarded(variance: &Variance) -> (Running, String) {
     Program::serve(variance).env("CONNECTOR_TOKEN", TOKEN).ready().await
 }
@@ -30,13 +30,13 @@ fn gzip(body: &str) -> Vec<u8> {
     packer.finish().unwrap()
 }
 
-/// An event that takes long to compare and to map: a few keys that are long and all escapes, once more with `$set`.
+/// Returns an event that takes long to compare and to map: a few long keys that are all escapes.
 fn slow_event() -> String {
     let keys: Vec<_> = (0..32).map(|n| format!(r#""{}{n}":1"#, r"\n".repeat(60_000))).collect();
     format!(r#"{{"event":"e","properties":{{{}}}}}"#, keys.join(","))
 }
 
-/// A batch of such events whose `sent_at` stands behind them, and whose key is wrong.
+/// Returns a batch of such events whose `sent_at` comes after them, and whose key is wrong.
 fn slow_batch(events: usize) -> Vec<u8> {
     let events = vec![slow_event(); events].join(",");
     gzip(&format!(r#"{{"batch":[{events}],"sent_at":"2024-01-01T00:00:00Z","api_key":"somebody-elses"}}"#))
@@ -131,7 +131,7 @@ async fn a_body_takes_what_has_arrived_of_it_and_not_what_it_announces() {
         stream.write_all(&[b' '; 20_000]).await.unwrap();
         halves.push(stream);
     }
-    // All are being read by now, since each was accepted before this one is.
+    // All bodies are being read by now, since each was accepted before this one.
     let body = json!({"batch": [{"event": "e", "uuid": "1"}], "api_key": TOKEN}).to_string();
     let reply = Reply::of(harness::client().post(format!("http://{address}/batch")).body(body)).await;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -157,7 +157,7 @@ async fn more_idle_connections_than_there_may_be_keep_nobody_out_and_end_no_requ
     let mut idle = Vec::new();
     for n in 0..CONNECTIONS {
         let mut stream = timeout(PATIENCE, TcpStream::connect(&address)).await.unwrap().unwrap();
-        // Some have nothing to say, some do not end what they say, and some have said it.
+        // Some send nothing, some do not finish, and some send everything.
         let said = [
             "",
             "POST /batch HTTP/1.1\r\nContent-Length: 9\r\n\r\n{",

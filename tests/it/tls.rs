@@ -14,9 +14,9 @@ use rustls::{
 
 use crate::harness::install_provider;
 
-/// Who has signed its certificate.
+/// The authority that signed the server's certificate.
 pub const AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/authority.pem");
-/// The certificate itself, which has signed nothing.
+/// The certificate itself, which signed nothing.
 pub const NO_AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/certificate.pem");
 
 /// Starts the server, which takes everything. Returns its port, and the heads of the requests that it gets.
@@ -32,7 +32,7 @@ pub fn server() -> (u16, mpsc::Receiver<String>) {
         for stream in listener.incoming() {
             let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
             let mut stream = BufReader::new(StreamOwned::new(connection, stream.unwrap()));
-            // One that breaks the handshake off has no head.
+            // A client that breaks the handshake off sends no head.
             if let Some(head) = head(&mut stream) {
                 heads.send(head).unwrap();
                 stream

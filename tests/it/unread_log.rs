@@ -23,7 +23,7 @@ use crate::{
     variance::{Behaviour, Variance},
 };
 
-/// What is wrong with standard error.
+/// The trouble with standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     /// It was closed before the start.
@@ -40,7 +40,7 @@ enum Trouble {
 
 const TROUBLES: [Trouble; 5] = [Trouble::Closed, Trouble::Full, Trouble::Gone, Trouble::Blocked, Trouble::Refusing];
 
-/// Standard error in this trouble, what the shell has to do for it, and the other end.
+/// Returns standard error in this trouble, the shell's redirection for it, and the other end.
 fn standard_error(trouble: Trouble) -> (Stdio, &'static str, Option<PipeReader>) {
     let (reader, mut writer) = pipe().unwrap();
     match trouble {
@@ -48,13 +48,13 @@ fn standard_error(trouble: Trouble) -> (Stdio, &'static str, Option<PipeReader>)
         Trouble::Full => (File::create("/dev/full").unwrap().into(), "", None),
         Trouble::Gone => (writer.into(), "", None),
         Trouble::Blocked => {
-            // As much as a pipe holds.
+            // This is as much as a pipe holds.
             writer.write_all(&[b'\n'; 64 << 10]).unwrap();
             (writer.into(), "", Some(reader))
         }
         Trouble::Refusing => {
             writer.write_all(&[b'\n'; 64 << 10]).unwrap();
-            // Both of tokio's conversions leave the descriptor as they find it but for this.
+            // All that tokio's two conversions change is that the descriptor no longer blocks.
             let sender = Sender::from_owned_fd(writer.into()).unwrap();
             (sender.into_nonblocking_fd().unwrap().into(), "", Some(reader))
         }
@@ -73,7 +73,7 @@ struct Program {
 
 impl Program {
     async fn start(variance: &Variance, trouble: Trouble) -> Self {
-        // The log may not be able to tell the port, so it is chosen here.
+        // The port is chosen here, because the log may not be able to name it.
         let reservation = TcpSocket::new_v4().unwrap();
         reservation.set_reuseaddr(true).unwrap();
         reservation.bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -114,7 +114,7 @@ impl Program {
         metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
     }
 
-    /// Sends it SIGTERM and returns its exit code.
+    /// Sends SIGTERM to the program and returns its exit code.
     async fn stop(&mut self) -> Option<i32> {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
@@ -132,7 +132,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The program may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -174,7 +174,7 @@ async fn under_load_and_faults_nothing_that_was_acknowledged_is_lost_whatever_th
         let mut program = Program::start(&variance, trouble).await;
         let acknowledged = Arc::default();
         let mut senders = load(&program.address, &acknowledged);
-        // Each request is a line: more than a pipe holds.
+        // Each request makes a line, and together they are more than a pipe holds.
         variance.received_at_least(600).await;
         assert_eq!(program.stop().await, Some(0), "{trouble:?}");
         while let Some(sender) = senders.join_next().await {
@@ -204,7 +204,7 @@ async fn what_is_held_at_a_stop_is_delivered_whatever_the_log_is() {
 async fn a_log_that_is_read_late_is_whole() {
     let variance = Variance::start().await;
     let mut program = Program::start(&variance, Trouble::Blocked).await;
-    // Each makes a line.
+    // Each request makes a line.
     for n in 0..1000 {
         assert_eq!(program.post(&[&n.to_string()]).await, 200);
     }

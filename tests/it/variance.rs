@@ -1,4 +1,4 @@
-//! A stand-in for Variance, at the level of TCP: it records what it gets and answers as it is told.
+//! A stand-in for Variance, at the level of TCP: it records what it gets and answers by a script.
 
 use std::{
     collections::HashMap,
@@ -24,10 +24,10 @@ use crate::harness::PATIENCE;
 /// A request as the stand-in has read it.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// Which connection it came on, counted from 0.
+    /// The number of its connection, counted from 0.
     pub connection: usize,
     pub line: String,
-    /// Names in lower case.
+    /// Headers, with their names in lower case.
     pub headers: HashMap<String, String>,
     pub body: Vec<u8>,
 }
@@ -46,7 +46,7 @@ impl Received {
     }
 }
 
-/// What the stand-in does with a request that it has read, or with a connection.
+/// The stand-in's treatment of a request that it has read, or of a connection.
 #[derive(Clone, Debug)]
 pub enum Behaviour {
     /// Answers with this status and nothing else.
@@ -59,7 +59,7 @@ pub enum Behaviour {
     SlowBytes(Vec<u8>, Duration),
     /// Writes these bytes and closes the connection.
     BytesThenClose(Vec<u8>),
-    /// Writes these bytes and then nothing, for ever.
+    /// Writes these bytes and then nothing, forever.
     BytesThenSilence(Vec<u8>),
     /// Writes a head and then a body without an end.
     EndlessBody,
@@ -67,13 +67,13 @@ pub enum Behaviour {
     Reset,
     /// Answers after a while.
     After(Duration, Box<Self>),
-    /// Answers, and closes the connection when it has been idle for so long.
+    /// Answers, and closes the connection when it has been idle for this long.
     ThenCloseIdle(Box<Self>, Duration),
     /// Answers, and closes the connection when the next request comes, before it reads any of it.
     ThenCloseUnread(Box<Self>),
 }
 
-/// What the stand-in does with a connection before it reads.
+/// The stand-in's treatment of a connection before it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepting {
     Normally,
@@ -81,18 +81,18 @@ pub enum Accepting {
     Resetting,
     /// Accepts and never reads.
     Silently,
-    /// Writes these bytes to each new connection, whatever it is sent.
+    /// Writes these bytes to each new connection, whatever the other side sends.
     Saying(&'static [u8]),
 }
 
 type Script = dyn Fn(&Received) -> Behaviour + Send + Sync;
 
-/// The stand-in. It ends when it is dropped.
+/// The stand-in, which ends when it is dropped.
 pub struct Variance {
     pub address: SocketAddr,
     shared: Arc<Shared>,
     accepting: Option<JoinSet<()>>,
-    /// Bound and never listening: it keeps the port from others while the stand-in is away.
+    /// Bound but never listening, to keep the port from others while the stand-in is away.
     _reservation: TcpSocket,
 }
 
@@ -107,7 +107,7 @@ struct Shared {
 }
 
 impl Variance {
-    /// A stand-in that takes everything.
+    /// Starts a stand-in that takes everything.
     pub async fn start() -> Self {
         let shared = Arc::new(Shared {
             script: Mutex::new(Arc::new(|_: &Received| Behaviour::Status(200))),
@@ -129,12 +129,12 @@ impl Variance {
         format!("http://{}/hooks/posthog?team=secret-team", self.address)
     }
 
-    /// What to do with each request from now on.
+    /// Sets what to do with each request from now on.
     pub fn script(&self, script: impl Fn(&Received) -> Behaviour + Send + Sync + 'static) {
         *self.shared.script.lock().unwrap() = Arc::new(script);
     }
 
-    /// Always the same.
+    /// Does the same with each request from now on.
     pub fn always(&self, behaviour: Behaviour) {
         self.script(move |_| behaviour.clone());
     }
@@ -143,7 +143,7 @@ impl Variance {
         *self.shared.accepting.lock().unwrap() = accepting;
     }
 
-    /// Stops listening and breaks all connections: nothing is there any more.
+    /// Stops listening and breaks all connections, as if nothing were there any longer.
     pub fn vanish(&mut self) {
         self.accepting = None;
     }
@@ -153,7 +153,7 @@ impl Variance {
         self.accept(bound_to(self.address).listen(1024).unwrap());
     }
 
-    /// Everything that was read so far.
+    /// Returns every request that was read so far.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.lock().unwrap().clone()
     }
@@ -166,12 +166,12 @@ impl Variance {
         self.received().iter().map(Received::id).collect()
     }
 
-    /// How many requests were read so far.
+    /// Returns how many requests were read so far.
     pub fn count(&self) -> usize {
         *self.shared.count.borrow()
     }
 
-    /// Waits until so many requests have been read in all.
+    /// Waits until this many requests have been read in all.
     pub async fn received_at_least(&self, count: usize) {
         let mut received = self.shared.count.subscribe();
         let enough = timeout(PATIENCE, received.wait_for(|received| *received >= count)).await;
@@ -202,7 +202,7 @@ impl Variance {
     }
 }
 
-/// A socket at an address that others may have too.
+/// Creates a socket at an address that others may have too.
 fn bound_to(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
@@ -220,7 +220,7 @@ async fn serve(mut stream: TcpStream, number: usize, shared: &Shared) {
         Accepting::Silently => std::future::pending().await,
         Accepting::Saying(bytes) => {
             drop(stream.write_all(bytes).await);
-            // What was not read would make the end a reset, which may overtake the bytes.
+            // Unread bytes would turn the close into a reset, which may overtake the reply.
             while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
             return;
         }
@@ -249,7 +249,7 @@ async fn serve(mut stream: TcpStream, number: usize, shared: &Shared) {
     }
 }
 
-/// A request that is not answered yet, for as long as its connection lives.
+/// Counts a request as not answered yet, for as long as its connection lives.
 struct InFlight<'s>(&'s Shared);
 
 impl<'s> InFlight<'s> {
@@ -297,13 +297,13 @@ async fn answer(stream: &mut TcpStream, behaviour: Behaviour) -> Next {
             Ok(())
         }
         Behaviour::BytesThenClose(bytes) => {
-            // Whether it was read makes no difference: this connection ends here.
+            // Whether the reply was read makes no difference: this connection ends here.
             drop(stream.write_all(&bytes).await);
             return Next::Close;
         }
         Behaviour::BytesThenSilence(bytes) => {
             drop(stream.write_all(&bytes).await);
-            // Until the other side has had enough.
+            // Waits until the other side has had enough.
             drop(stream.read(&mut [0]).await);
             return Next::Close;
         }

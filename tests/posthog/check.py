@@ -154,7 +154,7 @@ def once(variance, rows):
 
 
 def main(program, queries):
-    # A PostHog that is not there at the start is given up after half a minute.
+    # If PostHog cannot be reached at the start, the program gives up after half a minute.
     with socket.create_server(("127.0.0.1", 0)) as closed:
         away = types.SimpleNamespace(url=f"http://127.0.0.1:{closed.getsockname()[1]}")
     away = Run(program, away, types.SimpleNamespace(url="http://127.0.0.1:9/"), "--since", "2025-01-01")
@@ -167,7 +167,7 @@ def main(program, queries):
     posthog.insert(events[::7])  # rows that stand twice
     year = ["--since", "2025-01-01", "--until", "2026-01-01T00:00:00Z"]
 
-    # The whole year, with every kind of fault, rows that PostHog returns fewer of than are asked for, and late arrivals.
+    # The whole year, with every kind of fault, fewer rows than were asked for, and late arrivals.
     late = [[str(uuid.uuid4()), "late", "{}", stamp(utc(2025, 1, 2, 12)), TEAM, "x", stamp(utc(2025, 1, 2)), ""] for _ in range(40)]
     faults = [
         lambda handler: handler.reply(429, {"detail": "Request was throttled."}, [("retry-after", "1")]),
@@ -195,7 +195,7 @@ def main(program, queries):
     posthog.fault, posthog.before = lambda number: None, lambda number: None
     posthog.knows_refresh_modes = posthog.knows_modifiers = True
 
-    # An outage: by when PostHog took them in.
+    # An outage: events are selected by when PostHog took them in.
     variance = Variance()
     outage = ["--since", "2025-10-26T00:30Z", "--until", "2025-10-26T01:30Z", "--ingested"]
     run = Run(program, posthog, variance, *outage, CONNECTOR_PERSON_TRAITS="true").end()
@@ -220,7 +220,7 @@ def main(program, queries):
     check(run.code == 0 and variance.received.keys() == expected, "the command goes on, and nothing is left out", run)
     check(again <= 512, f"what was in flight at most comes a second time ({again} events)", run)
 
-    # What the log names as lost.
+    # The events that the log names as lost.
     variance = Variance()
     lost = random.sample(events, 450)
     unknown = str(uuid.uuid4())
@@ -236,7 +236,7 @@ def main(program, queries):
     run = Run(program, posthog, variance, "--lost", "-", log=lines[0]).end()
     check(run.code == 0 and "nothing is lost" in run.out, "a log without losses is no error", run)
 
-    # What cannot work ends at once.
+    # A run that cannot work ends at once.
     for arguments, says in [
         (dict(key="phx_wrong"), "posthog.api_key: it must be a personal API key"),
         (dict(key=UNSCOPED_KEY), "give it query:read"),
@@ -250,7 +250,7 @@ def main(program, queries):
 
     with open(queries, "w") as file:
         json.dump(sorted(posthog.texts), file)
-    # ClickHouse's threads are not waited for.
+    # This does not wait for ClickHouse's threads.
     sys.stdout.flush()
     os._exit(0)
 

@@ -13,7 +13,7 @@ KEY, UNSCOPED_KEY, PROJECT = "phx_the_key_of_the_stand_in", "phx_a_key_without_s
 ZONE = "Europe/Berlin"  # the project's, with daylight saving
 TEAM = 2
 
-# As posthog/models/event/sql.py has it, less the columns that nothing asks for.
+# The table of posthog/models/event/sql.py, without the columns that nothing asks for.
 TABLE = """
 CREATE TABLE events (
     uuid UUID, event String, properties String, timestamp DateTime64(6, 'UTC'), team_id Int64, distinct_id String,
@@ -99,7 +99,7 @@ class Posthog:
             return "'" + values[match[1]].replace("\\", "\\\\").replace("'", "\\'") + "'"
 
         select, rest = text.split(" FROM events WHERE ")
-        # What is selected is in the project's zone; conditions are printed with the bare column, so that they prune.
+        # Selected times are in the project's zone; conditions use the bare column, so that partitions can be pruned.
         select = re.sub(r"\b(timestamp|created_at)\b", rf"toTimeZone(\1, '{ZONE}')", select)
         text = f"{select} FROM events WHERE team_id = {TEAM} AND {rest}"
         text = re.sub(r"toDateTime\(([^()]*)\)", rf"parseDateTime64BestEffort(\1, 6, '{ZONE}')", text)

@@ -14,7 +14,7 @@ TOKEN = "a-token-for-the-senders"
 AUTHORIZATION = "Bearer a-credential-for-variance"
 SECONDS = 60
 
-# What must arrive of each sender, whatever else stands in the messages.
+# The messages that must arrive from each sender, whatever else they contain.
 EXPECTED = [
     {
         "type": "track",
@@ -71,7 +71,7 @@ def start(program, variance):
 
 
 def send(command, url, key):
-    # What others have set must not lead the SDKs elsewhere.
+    # Variables that others have set must not lead the SDKs elsewhere.
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
     arguments = [*command.split(" "), url, key]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=SECONDS)

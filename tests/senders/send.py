@@ -10,7 +10,7 @@ host, key = sys.argv[1:]
 posthog = Posthog(key, host=host, gzip=True, max_retries=0, on_error=lambda error, batch: errors.append(error))
 posthog.capture("plan upgraded", distinct_id="user_1", properties={"plan": "team", "note": "caf\u00e9 \U0001f680"})
 posthog.set(distinct_id="user_1", properties={"plan": "team"})
-# The SDK has no call of its own for it any more.
+# The SDK no longer has a call of its own for this.
 posthog.capture("$identify", distinct_id="user_1", properties={"$set": {"email": "ada@example.com"}})
 posthog.group_identify("company", "acme", {"tier": "gold"})
 posthog.alias("anon_1", "user_1")

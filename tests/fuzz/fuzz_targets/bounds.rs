@@ -1,5 +1,5 @@
-//! No body costs more than its bytes can pay for: what is allocated on the way grows with them in a straight line, and a
-//! message takes at most twice its event and 4 KiB.
+//! No body costs more than its bytes can pay for: allocations grow linearly with them, and a message takes at most
+//! twice its event and 4 KiB.
 
 #![no_main]
 
@@ -16,12 +16,12 @@ use variance_connector::{
     variance::Call,
 };
 
-/// Counts the bytes that were ever asked for. Whatever is copied, unescaped, collected or written asks for some.
+/// Counts the bytes that were ever allocated. Whatever is copied, unescaped, collected or written allocates some.
 struct Counting;
 
 static ASKED_FOR: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: all is left to the system's allocator.
+// SAFETY: everything is left to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ASKED_FOR.fetch_add(layout.size(), Relaxed);
@@ -44,13 +44,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// For each byte of the body: what is unescaped, encoded and written is some copies of it.
+/// For each byte of the body: unescaping, encoding and writing make some copies of it.
 const PER_BYTE: usize = 40;
 
-/// For each quote, since two of them make a key: its place in the collections that keys are put into.
+/// For each quote, since two of them make a key: the key's place in the collections.
 const PER_QUOTE: usize = 120;
 
-/// For each element: its message, the memory that it is written in, and room for some properties.
+/// For each element: its message, the buffer in which that is written, and room for some properties.
 const PER_ELEMENT: usize = 16 << 10;
 
 fuzz_target!(|text: &str| {

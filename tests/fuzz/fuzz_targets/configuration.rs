@@ -1,4 +1,4 @@
-//! Any configuration is taken or told to be wrong, without a panic and without a secret; what is taken can be used.
+//! Any configuration is accepted or rejected without a panic and without showing a secret; an accepted one can be used.
 //!
 //! The input is lines of `VARIABLE=value` up to an empty line, and then the configuration file.
 
@@ -22,7 +22,7 @@ use variance_connector::{
     mapping, outbox, server, service, variance,
 };
 
-/// Stands in front of every secret of the environment.
+/// A text in front of every secret of the environment.
 const SECRET: &str = "S3CRET";
 
 static FILE: LazyLock<PathBuf> =
@@ -58,7 +58,7 @@ fuzz_target!(|text: &str| {
 
 fn variable(line: &str) -> Option<(OsString, OsString)> {
     let (name, value) = line.split_once('=')?;
-    // Files that others might write, or that have no end, are no part of this.
+    // Files that others might write, or that have no end, are not tested here.
     let is_file = name.ends_with("_FILE") || name == config::FILE_VARIABLE;
     let secret = match name {
         "VARIANCE_AUTHORIZATION" | "CONNECTOR_TOKEN" => SECRET.to_owned(),

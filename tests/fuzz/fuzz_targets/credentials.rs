@@ -1,5 +1,5 @@
-//! No headers and no body panic, and none prove a sender that has no credential; a right signature counts among whatever
-//! others, for its own body alone.
+//! No headers and no body cause a panic, and none prove a sender that has no credential. A right signature counts
+//! beside any others, for its own body alone.
 
 #![no_main]
 
@@ -18,12 +18,12 @@ use variance_connector::{
     json::Raw,
 };
 
-/// The timestamp of the Standard Webhooks specification's example: what the fuzzer finds is at least once fresh.
+/// The timestamp of the Standard Webhooks specification's example, so that fuzzed signatures can be fresh.
 const NOW: Duration = Duration::from_secs(1_614_265_330);
 
 const SIGNING_KEY: &[u8] = b"a key that no fuzzer will come upon";
 
-/// How many signatures of one request are looked at.
+/// The most signatures of one request that are checked.
 const MAX_SIGNATURES: usize = 16;
 
 static AUTH: LazyLock<Auth> = LazyLock::new(|| {
@@ -35,7 +35,7 @@ static AUTH: LazyLock<Auth> = LazyLock::new(|| {
 });
 
 fuzz_target!(|data: &[u8]| {
-    // The body, then header values, a line each, whose first byte says of which header.
+    // The input is the body, then a line for each header value, whose first byte selects the header.
     let mut lines = data.split(|&byte| byte == b'\n');
     let body = lines.next().unwrap_or_default();
     let mut headers = HeaderMap::new();
@@ -66,7 +66,7 @@ fuzz_target!(|data: &[u8]| {
     check_signed(headers, body);
 });
 
-/// Adds a right signature behind those that are there.
+/// Adds a right signature after those that are there.
 fn check_signed(mut headers: HeaderMap, body: &[u8]) {
     let [id, timestamp] = ["webhook-id", "webhook-timestamp"].map(|name| headers.get(name).cloned());
     let (Some(id), Some(timestamp)) = (id, timestamp) else { return };
@@ -80,7 +80,7 @@ fn check_signed(mut headers: HeaderMap, body: &[u8]) {
     let is_usable = !id.is_empty() && !id.as_bytes().contains(&b'.') && others < MAX_SIGNATURES;
     assert_eq!(AUTH.signature_is_valid(&headers, body), is_usable);
     assert!(!AUTH.signature_is_valid(&headers, &[body, b" "].concat()));
-    // Whether it is also fresh is for the headers alone to say.
+    // Only the headers decide whether it is also fresh.
     let proof = AUTH.judge_head(&headers, SystemTime::UNIX_EPOCH + NOW, false);
     assert_ne!(proof, Ok(Proof::Proven), "before the body has been read");
     let fresh = format!("{}", NOW.as_secs());

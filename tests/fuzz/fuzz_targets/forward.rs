@@ -1,4 +1,5 @@
-//! Any body is decoded and mapped without a panic, and what comes out is what the table says, in JSON and with the right id.
+//! Any body is decoded and mapped without a panic, and the result is what the table says, as JSON and with the right
+//! id.
 
 #![no_main]
 
@@ -22,15 +23,15 @@ use self::reference::Expected;
 #[path = "../../../src/mapping/tests/reference.rs"]
 mod reference;
 
-/// The time of arrival, as messages have it.
+/// The time of arrival, as it stands in messages.
 const ARRIVED: &str = "1970-01-01T00:00:00.000Z";
 
-/// What becomes of an element.
+/// The result for an element.
 #[derive(Clone, Debug, PartialEq)]
 enum Outcome {
     Invalid(Invalid),
     Filtered,
-    /// Its id was made up for it, and would be another one the next time.
+    /// A message whose id was made at random, and would differ the next time.
     Random(String),
     Message(String),
 }
@@ -66,7 +67,7 @@ fuzz_target!(|text: &str| {
                 by_itself == *expected || matches!((&by_itself, expected), (Outcome::Random(_), Outcome::Random(_)))
             );
         }
-        // It takes no lone surrogate, no number beyond its floats, and no deep nesting.
+        // `serde_json` accepts no lone surrogate, no number beyond its floats, and no deep nesting.
         if let Some(value) = serde_json::from_str(json).ok().filter(is_all_read) {
             compare(&settings, &value, &outcomes);
         }
@@ -98,7 +99,7 @@ fn mapped(settings: &MappingSettings, event: &Event<'_>) -> Result<String, NoMes
     Ok(String::from_utf8(message.body().to_vec()).expect("slices of a text and text"))
 }
 
-/// Whether `serde_json` also reads all JSON text that stands in strings.
+/// True if `serde_json` also reads all JSON text in strings.
 fn is_all_read(value: &Value) -> bool {
     match value {
         Value::String(text) if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
@@ -128,7 +129,7 @@ fn compare(settings: &MappingSettings, body: &Value, outcomes: &[Outcome]) {
                     expected["timestamp"] = message["timestamp"].clone();
                 }
                 if message["context"]["page"].get("search").is_none() {
-                    // It did not fit: another target says when.
+                    // It did not fit: the target `bounds` covers that.
                     for path in ["/context/page", "/properties"] {
                         expected.pointer_mut(path).and_then(Value::as_object_mut).map(|page| page.remove("search"));
                     }

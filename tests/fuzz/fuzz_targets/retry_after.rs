@@ -1,4 +1,4 @@
-//! Any `Retry-After` is a wait within the limit or none, and seconds are what they say.
+//! Any `Retry-After` is a wait within the limit or none, and seconds mean what they say.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ fuzz_target!(|input: (u64, u32, &[u8])| {
         let seconds = digits.iter().fold(0, |sum, digit| limit.min(sum * 10 + u64::from(digit - b'0')));
         assert_eq!(wait, (seconds > 0).then_some(Duration::from_secs(seconds)));
     } else if let Some(wait) = wait {
-        // A date: later by a second it is a second nearer, unless the limit hides that.
+        // For a date, a second later the wait is a second shorter, unless the limit hides that.
         let later = retry_after(value, now + Duration::from_secs(1)).unwrap_or_default();
         assert!(later == MAX_RETRY_AFTER || later == wait.saturating_sub(Duration::from_secs(1)));
     }

@@ -1,4 +1,4 @@
-//! What decoding, filtering and mapping cost by themselves: `cargo bench --bench mapping`.
+//! The cost of decoding, filtering and mapping by themselves: `cargo bench --bench mapping`.
 
 #[expect(unreachable_pub, dead_code, reason = "shared with the other benchmarks")]
 #[path = "shared/events.rs"]
@@ -13,7 +13,7 @@ fn main() {
     divan::main();
 }
 
-/// A batch of one kind of event each, by the place of that kind among five.
+/// Maps a batch of one kind of event, by the place of that kind among five.
 #[divan::bench(args = ["0 filtered", "1 page", "2 identify", "3 capture"])]
 fn event_of_2_kb(bencher: Bencher<'_, '_>, kind: &str) {
     const EVENTS: u64 = 100;

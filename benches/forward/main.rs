@@ -1,10 +1,10 @@
-//! What forwarding costs, end to end: `cargo bench --bench forward`.
+//! The cost of forwarding, end to end: `cargo bench --bench forward`.
 //!
-//! Starts a cheap receiver, the real binary in front of it, drives each case and prints its CPU time per forwarded event
-//! beside that of a bare `reqwest` loop that posts a ready body to the same receiver. The loop runs before and after
-//! each case, so that a machine that is faster at one time than at another does not change the ratio. Only ratios mean
-//! something from one machine to another, and one round says little on cores that others use: each case runs in several
-//! rounds, and the least, the median and the most are printed.
+//! Starts a cheap receiver with the real binary in front of it, drives each case and prints its CPU time per forwarded
+//! event beside that of a bare `reqwest` loop that posts a ready body to the same receiver. The loop runs before and
+//! after each case, so that a machine whose speed varies over time does not change the ratio. Only ratios can be
+//! compared between machines, and one round says little on cores that others use: each case runs in several rounds, and
+//! the least, the median and the most are printed.
 //!
 //! `cargo bench --bench forward -- batch` runs the cases whose name has `batch` in it; the other names are `webhook`,
 //! `flat`, `latency` and `rest`. `--events N` sets how many events a case forwards in a round, `--rounds N` how many
@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
     })
 }
 
-/// CPU time and time of one forwarded event, in microseconds.
+/// CPU time and elapsed time of one forwarded event, in microseconds.
 #[derive(Clone, Copy)]
 struct Cost {
     cpu: f64,
@@ -75,19 +75,19 @@ impl Cost {
     }
 }
 
-/// What was measured of a case, round by round.
+/// The measurements of a case, round by round.
 #[derive(Default)]
 struct Rounds {
     cpu: Vec<f64>,
     loops_cpu: Vec<f64>,
     ratio: Vec<f64>,
     throughput: Vec<f64>,
-    /// To the other build.
+    /// The ratio to the other build.
     against: Vec<f64>,
     peak_mib: f64,
 }
 
-/// What each way to send costs beside the bare loop, and beside another build.
+/// Measures each way to send beside the bare loop, and beside another build.
 async fn cases(
     receiver: &Process,
     is_wanted: &dyn Fn(&str) -> bool,
@@ -151,7 +151,7 @@ async fn cases(
     Ok(())
 }
 
-/// One case in one round: what an event cost, and the most memory in MiB.
+/// Runs one case for one round. Returns the cost of an event, and the most memory in MiB.
 async fn case(
     binary: &Path,
     receiver: &Process,
@@ -167,7 +167,7 @@ async fn case(
     Ok((cost, connector.peak_rss_mib()?))
 }
 
-/// The least, the median and the most.
+/// Formats the least, the median and the most.
 fn spread(mut values: Vec<f64>, decimals: usize) -> String {
     values.sort_by(f64::total_cmp);
     let [least, median, most] = [0, values.len() / 2, values.len() - 1].map(|at| values[at]);
@@ -191,7 +191,7 @@ async fn measured(connector: &Process, sender: Sender, events: usize, connection
     Ok(Cost { cpu: per_event(connector.cpu()? - cpu, forwarded), wall: per_event(start.elapsed(), forwarded) })
 }
 
-/// Whether an event costs the same however many came before it, and whether memory stays where it is.
+/// Measures whether an event costs the same however many came before it, and whether memory stays where it is.
 async fn flat(receiver: &Process) -> anyhow::Result<()> {
     let connector = connector(Process::CONNECTOR.as_ref(), receiver)?;
     let sender = Sender::new(connector.address(), "/batch", 100);
@@ -205,7 +205,7 @@ async fn flat(receiver: &Process) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How much longer an event takes through the connector than straight to the receiver, when neither is busy.
+/// Measures how much longer an event takes through the connector than straight to the receiver, when neither is busy.
 async fn latency(receiver: &Process) -> anyhow::Result<()> {
     let connector = connector(Process::CONNECTOR.as_ref(), receiver)?;
     let sender = Sender::new(connector.address(), "/webhook", 1);
@@ -217,7 +217,7 @@ async fn latency(receiver: &Process) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the connector takes when nothing happens.
+/// Measures what the connector takes when nothing happens.
 async fn at_rest(receiver: &Process) -> anyhow::Result<()> {
     let start = Instant::now();
     let connector = connector(Process::CONNECTOR.as_ref(), receiver)?;

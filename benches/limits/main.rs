@@ -1,8 +1,9 @@
-//! Whether the connector finds out what Variance takes: `cargo bench --bench limits`.
+//! How well the connector finds out what Variance takes: `cargo bench --bench limits`.
 //!
-//! Starts receivers with limits of their own, each with the real binary at its defaults in front of it, sends more than the
-//! receiver takes and prints what the receiver counted beside what is expected. It takes three minutes;
-//! `cargo bench --bench limits -- slots` runs the cases whose name has `slots` in it, and `--binary PATH` another build.
+//! Starts receivers with limits of their own, each with the real binary at its defaults in front of it, sends more than
+//! the receiver takes and prints the receiver's counts beside what is expected. It takes three minutes;
+//! `cargo bench --bench limits -- slots` runs the cases whose name has `slots` in it, and `--binary PATH` uses another
+//! build.
 
 #![expect(unreachable_pub, reason = "nothing can be reached from outside of a benchmark")]
 
@@ -32,7 +33,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-/// Not judged: the time in which the connector learns.
+/// The time in which the connector learns, which is not judged.
 const LEARNING: Duration = Duration::from_secs(5);
 
 fn main() -> anyhow::Result<()> {
@@ -108,14 +109,15 @@ impl Run {
         let connector = Process::start(binary, receiver.address(), variables, log.reopen()?)?;
         let sender = Sender::new(connector.address(), "/batch", 500);
         let mut senders = JoinSet::new();
-        // Their last events may be slow ones, so there are enough others.
+        // The last events of some may be slow ones, so there are enough others.
         for _ in 0..16 {
             senders.spawn(keep_sending(sender));
         }
         Ok(Self { receiver, _connector: connector, log, started: Instant::now(), _senders: senders })
     }
 
-    /// Prints what the receiver sees from `after` the start on, for `time`. Returns how many it takes in a second.
+    /// Prints what the receiver sees for `time`, beginning `after` the start. Returns how many events it takes per
+    /// second.
     async fn row(&self, name: &str, after: Duration, time: Duration, expected: &str) -> anyhow::Result<f64> {
         sleep_until(self.started + after).await;
         let lines = self.log_lines()?;
@@ -140,7 +142,7 @@ impl Run {
     }
 }
 
-/// Sends batch after batch, and each again until it is answered 200.
+/// Sends batch after batch, and repeats each until it is answered with 200.
 async fn keep_sending(sender: Sender) {
     let mut request = Vec::new();
     loop {
@@ -163,13 +165,13 @@ async fn ask(receiver: &Process) -> anyhow::Result<Seen> {
     Seen::parse(&text)
 }
 
-/// PostHog's own backfill: all webhooks at once over 500 connections, one attempt each, which must be over in 3 s. Those that
-/// wait for a connection have as long.
+/// Sends as PostHog's own backfill does: all webhooks at once over 500 connections, one attempt each, which must be
+/// over in 3 s. Those that wait for a connection have as long.
 async fn burst(binary: &Path) -> anyhow::Result<()> {
     let receiver = Process::receiver(&["delay", "300"])?;
     let connector = Process::start(binary, receiver.address(), &[], Stdio::inherit())?;
     let sender = Sender::new(connector.address(), "/webhook", 1);
-    // A fifth is filtered.
+    // A fifth of the events is filtered.
     let left = Arc::new(AtomicUsize::new(1250));
     let start = Instant::now();
     let mut tasks = JoinSet::new();

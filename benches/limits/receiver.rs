@@ -1,4 +1,4 @@
-//! A receiver with limits of its own, which tells what it took: a process that is asked with GET.
+//! A receiver with limits of its own: a process that reports what it took when it is asked with GET.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -17,16 +17,16 @@ use tokio::{
 
 use crate::shared::request_end;
 
-/// How it answers.
+/// The way in which a receiver answers.
 enum Kind {
-    /// After the same time.
+    /// Answers after a fixed time.
     Delay(Duration),
-    /// After a time that is log-normal with sigma 1, by its median.
+    /// Answers after a log-normal time with sigma 1 and this median.
     LogNormal(Duration),
-    /// At once, and with 429 beyond so many in any second, with or without `Retry-After`.
+    /// Answers at once, and with 429 beyond this many in any second, with or without `Retry-After`.
     Rate(usize, Option<u64>),
-    /// After the same time, so many at once; the others wait their turn. There may be another number from the tenth second
-    /// to the twentieth.
+    /// Answers after a fixed time, this many at once, while the others wait their turn. The second number applies from
+    /// the tenth second to the twentieth.
     Slots(usize, usize, Duration),
 }
 
@@ -53,30 +53,30 @@ struct Receiver {
 #[derive(Default)]
 struct State {
     first: Option<Instant>,
-    /// When those of the last second were taken.
+    /// The times at which messages were taken in the last second.
     taken: VecDeque<Instant>,
-    /// When each slot will be free.
+    /// The time at which each slot will be free.
     slots: Vec<Instant>,
     /// The messages that were taken, as hashes.
     messages: HashSet<u64>,
     duplicates: usize,
     rejected: usize,
-    /// Reply times in ms since the last question.
+    /// Reply times in ms since the last request for them.
     times: Vec<f64>,
 }
 
-/// What a receiver has seen since it was asked last.
+/// The counts of a receiver since it was last asked.
 pub struct Seen {
     pub taken: usize,
     pub rejected: usize,
-    /// Of all time.
+    /// Duplicates since the start.
     pub duplicates: usize,
     pub median_ms: f64,
     pub longest_ms: f64,
 }
 
 impl Seen {
-    /// Reads what [`Receiver::tell`] wrote.
+    /// Reads the text that [`Receiver::tell`] writes.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let mut words = text.split(' ');
         let mut word = || words.next().context("five numbers");
@@ -131,7 +131,7 @@ impl Receiver {
         }
     }
 
-    /// When a message is to be answered, and how.
+    /// Returns when a message is to be answered, and the reply.
     fn take(&self, message: &[u8]) -> (Instant, String) {
         let now = Instant::now();
         let state = &mut *self.state.lock().expect("no panic while it is held");
@@ -166,7 +166,7 @@ impl Receiver {
         (until, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned())
     }
 
-    /// What it has seen since it was asked last, for [`Seen::parse`].
+    /// Writes the counts since it was last asked, for [`Seen::parse`].
     fn tell(&self) -> String {
         let state = &mut *self.state.lock().expect("no panic while it is held");
         let mut times = std::mem::take(&mut state.times);
@@ -178,14 +178,14 @@ impl Receiver {
     }
 }
 
-/// The message's id.
+/// Returns the message's id.
 fn id(message: &[u8]) -> &[u8] {
     const KEY: &[u8] = b"\"messageId\":\"";
     let at = message.windows(KEY.len()).position(|window| window == KEY).expect("every message has an id") + KEY.len();
     &message[at..at + 36]
 }
 
-/// A number from the normal distribution (Box and Muller).
+/// Draws a number from the normal distribution (Box and Muller).
 fn normal() -> f64 {
     (-2.0 * (1.0 - fastrand::f64()).ln()).sqrt() * (std::f64::consts::TAU * fastrand::f64()).cos()
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-/// An event as a JSON object. Each `number` makes another one; every fifth is `$autocapture`, which is filtered.
+/// Writes an event as a JSON object. Each `number` makes a different one; every fifth is `$autocapture`, which is
+/// filtered.
 pub fn write_event(out: &mut String, number: u64) {
     let name = match number % 5 {
         0 => "$autocapture",
@@ -18,7 +19,7 @@ pub fn write_event(out: &mut String, number: u64) {
     .expect("a string takes all that is written to it");
 }
 
-/// A body as the connector posts it, for those who post nothing else.
+/// Returns a body as the connector posts it, for loops that post nothing else.
 pub fn message() -> String {
     let mut event = String::new();
     write_event(&mut event, 3);

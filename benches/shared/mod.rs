@@ -1,13 +1,13 @@
-//! What the benchmarks of the whole program share.
+//! Parts that the benchmarks of the whole program share.
 
 pub mod events;
 pub mod process;
 pub mod sender;
 
-/// What a sender must present to the connector.
+/// The token that a sender must present to the connector.
 pub const TOKEN: &str = "a-token-for-the-benchmark";
 
-/// The end of the request at the start, head and body, and where its body begins, if it is whole.
+/// Returns the end of the request at the start of `bytes`, and the start of its body, if the request is whole.
 pub fn request_end(bytes: &[u8]) -> Option<(usize, usize)> {
     const NAME: &[u8] = b"content-length: ";
     let mut at = 0;

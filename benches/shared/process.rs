@@ -1,4 +1,4 @@
-//! The processes that are measured, and what the kernel says of them.
+//! The processes that are measured, with the kernel's figures about them.
 
 use std::{
     io::{BufRead, BufReader},
@@ -12,14 +12,14 @@ use anyhow::{Context, ensure};
 
 use super::TOKEN;
 
-/// A child process; it ends when it is dropped.
+/// A child process, which ends when it is dropped.
 pub struct Process {
     child: Child,
     address: SocketAddr,
 }
 
 impl Process {
-    /// The receiver of this kind, on a port of its choice.
+    /// Starts the receiver of this kind, on a port of its choice.
     pub fn receiver(kind: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let mut child = command.arg("receiver").args(kind).stdout(Stdio::piped()).spawn()?;
@@ -29,7 +29,7 @@ impl Process {
         Ok(Self { child, address })
     }
 
-    /// The bare loop, which posts `events` and ends.
+    /// Starts the bare loop, which posts `events` and ends.
     pub fn yardstick(receiver: SocketAddr, events: usize) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let child = command.args(["yardstick", &receiver.to_string(), &events.to_string()]).spawn()?;
@@ -39,7 +39,8 @@ impl Process {
     /// The real binary.
     pub const CONNECTOR: &str = env!("CARGO_BIN_EXE_variance-connector");
 
-    /// A build of the binary in front of the receiver, when it is ready, with further variables and a place for its log.
+    /// Starts a build of the binary in front of the receiver, with further variables and a place for its log, and waits
+    /// until it is ready.
     pub fn start(
         binary: &Path,
         receiver: SocketAddr,
@@ -72,7 +73,7 @@ impl Process {
         self.address
     }
 
-    /// CPU time so far of the threads that still run, to the nanosecond.
+    /// The CPU time so far of the threads that still run, to the nanosecond.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         let mut cpu = Duration::ZERO;
         for thread in self.threads()? {
@@ -82,7 +83,7 @@ impl Process {
         Ok(cpu)
     }
 
-    /// Waits for its end, and returns the CPU time of all its threads, in steps of 10 ms.
+    /// Waits for the process to end, and returns the CPU time of all its threads, in steps of 10 ms.
     pub fn finish(mut self) -> anyhow::Result<Duration> {
         // A process that has ended but has not been waited for still has its times.
         let ticks = loop {
@@ -105,7 +106,7 @@ impl Process {
         Ok(self.status("VmHWM:")? as f64 / 1024.0)
     }
 
-    /// Voluntary context switches of all its threads: how often it woke up.
+    /// Voluntary context switches of all threads: how often the process woke up.
     pub fn context_switches(&self) -> anyhow::Result<u64> {
         let mut switches = 0;
         for thread in self.threads()? {
@@ -131,7 +132,7 @@ fn field(path: &Path, name: &str) -> anyhow::Result<u64> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         drop(self.child.kill());
         drop(self.child.wait());
     }

@@ -1,4 +1,4 @@
-//! A sender that costs little: ready requests over plain connections.
+//! A sender that costs little: prepared requests over plain connections.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{TOKEN, events};
 
-/// No two events of a run are the same.
+/// The number of the next event, so that no two events of a run are the same.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone, Copy)]
@@ -31,7 +31,7 @@ impl Sender {
         Self { address, path, per_request }
     }
 
-    /// Sends `events` over so many connections. Returns how many of them were forwarded.
+    /// Sends `events` over this many connections. Returns how many of them were forwarded.
     pub async fn send(self, events: usize, connections: usize) -> anyhow::Result<usize> {
         let requests = events.div_ceil(self.per_request);
         let mut tasks = JoinSet::new();
@@ -53,7 +53,7 @@ impl Sender {
         Ok(requests * self.per_request * 4 / 5)
     }
 
-    /// Milliseconds of so many requests on one connection, a pause between them, sorted.
+    /// Returns the sorted times in milliseconds of this many requests on one connection, with a pause between them.
     pub async fn latencies(self, requests: usize, pause: Duration) -> anyhow::Result<Vec<f64>> {
         let mut stream = self.connect().await?;
         let mut request = Vec::new();
@@ -69,7 +69,7 @@ impl Sender {
         Ok(latencies)
     }
 
-    /// A connection to it.
+    /// Opens a connection to the address.
     pub async fn connect(self) -> anyhow::Result<TcpStream> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
@@ -100,14 +100,14 @@ impl Sender {
     }
 }
 
-/// Sends a request, which must be answered 200.
+/// Sends a request, which must be answered with 200.
 async fn deliver(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<()> {
     let (status, body) = exchange(stream, request).await?;
     ensure!(status == 200, "{status}: {body}");
     Ok(())
 }
 
-/// Sends a request and reads its reply: status and body.
+/// Sends a request and returns the status and the body of its reply.
 pub async fn exchange(stream: &mut TcpStream, request: &[u8]) -> anyhow::Result<(u16, String)> {
     stream.write_all(request).await?;
     let mut reply = Vec::with_capacity(1024);

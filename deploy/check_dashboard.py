@@ -154,7 +154,7 @@ def main(connector, prometheus):
             until("Prometheus", lambda: is_ready(prometheus_port))
             until("the first figures", lambda: query(prometheus_port, "variance_connector_build_info"))
             traffic(port)
-            # What has just happened is there after the next scrape.
+            # Recent events show only after the next scrape.
             empty = wanted
             deadline = time.monotonic() + TIMEOUT
             while empty and time.monotonic() < deadline:

@@ -232,7 +232,8 @@ impl Destination {
     /// Makes one attempt. The reply should be [discarded](Reply::discard), so that the connection can be used again.
     pub async fn post(&self, body: Bytes) -> (AttemptResult, Reply) {
         let (headers, reading) = self.credential.headers();
-        let attempt = timeout(self.attempt_timeout, self.send(headers, body));
+        // Boxed, because a future of this size would be copied whenever it is passed on.
+        let attempt = timeout(self.attempt_timeout, Box::pin(self.send(headers, body)));
         let (reply, slot) = match resolver::timed(attempt).await {
             (Ok(Ok(reply)), _) => reply,
             (Ok(Err(error)), look_up) => {

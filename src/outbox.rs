@@ -341,7 +341,8 @@ impl fmt::Debug for Outbox {
 
 impl Shared {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
+        // Boxed, because it is large, and would be copied several times.
+        let (stop, task) = (self.stop.clone(), Box::pin(task));
         self.tasks.spawn(async move { stop.run_until_cancelled(task).await });
     }
 

@@ -4,7 +4,7 @@
 //! Decoding is lenient where PostHog is (any field may be absent or of another type) and keeps every value as it was
 //! written. An element that is no event is [`Invalid`], which does not affect its neighbours.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, mem};
 
 pub use self::{
     api_key::ApiKeyWalk,
@@ -164,10 +164,13 @@ impl<'a, T> Body<'a, T> {
         match scanner.next_byte() {
             Some(b'[') => walk(&mut scanner, &mut elements, None)?,
             Some(b'{') => {
-                // The time of sending is needed for each event, so it is read first, unless the batch comes last in the
-                // body.
-                let mut sent_at = if is_batch_last(text) { None } else { Envelope::read(text)?.sent_at };
+                // The time of sending is needed for each event of a batch, so it is read first, once, unless the batch comes
+                // last in the body.
+                let (mut sent_at, mut is_read) = (None, is_batch_last(text));
                 let mut batch = |scanner: &mut Scanner<'a>, sent_before: Option<Raw<'a>>| {
+                    if !mem::replace(&mut is_read, true) {
+                        sent_at = Envelope::read(text)?.sent_at;
+                    }
                     sent_at = sent_at.or(sent_before);
                     walk(scanner, &mut elements, sent_at)
                 };

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Mutex};
 
 use http::{
     HeaderMap, HeaderValue,
-    header::{AUTHORIZATION, CONTENT_TYPE},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
 };
 use tokio::time::Instant;
 
@@ -58,9 +58,13 @@ pub(super) struct Reading(u64);
 
 impl Credential {
     pub(super) fn new(Authorization { value, file }: Authorization) -> Self {
-        let headers = HeaderMap::from_iter([
+        // All that a request has, with room for those that the client adds: each attempt gets a copy, which need not grow.
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.extend([
             (AUTHORIZATION, value),
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (ACCEPT, HeaderValue::from_static("*/*")),
+            (USER_AGENT, HeaderValue::from_static(super::USER_AGENT)),
         ]);
         let current = Current { headers, reading: Reading(0), is_in_doubt: false };
         Self { file, current: Mutex::new(current), unreadable: Repeated::default() }

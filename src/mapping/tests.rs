@@ -498,7 +498,8 @@ proptest! {
             let Ok(event) = element.event else { return Expected::Invalid };
             let message = settings.message(&event, arrived(), &mut Vec::new());
             message.map_or(Expected::Filtered, |message| {
-                let mut message: Map<_, _> = serde_json::from_slice(&message.body()).unwrap();
+                // A number such as 1e999 is JSON, but the reference cannot read the body either.
+                let Ok(mut message) = serde_json::from_slice::<Map<_, _>>(&message.body()) else { return Expected::Invalid };
                 let id = message.remove("messageId").unwrap();
                 assert_eq!(id, event.uuid.as_str());
                 Expected::Message(message.into())

@@ -4,7 +4,7 @@
 //! webhook does not wait behind what is held, but of four attempts in a row the backlog gets one, so that it drains too. In
 //! the live lane the requests take turns, so that one of 10,000 events does not stand before one of one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
@@ -14,7 +14,7 @@ use super::memory::Number;
 const LIVE_IN_A_ROW: u32 = 3;
 
 /// A sender's request, from [`Outbox::request`](super::Outbox::request): its events take turns with those of others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub(super) u64);
 
 /// Where an event stands. No other event stands there.
@@ -33,7 +33,7 @@ type Turn = u64;
 pub(super) struct Lanes {
     live: BTreeSet<(Turn, Number)>,
     /// How many live events a request has, and the turn of its last one.
-    requests: HashMap<RequestId, (usize, Turn)>,
+    requests: BTreeMap<RequestId, (usize, Turn)>,
     turn: Turn,
     live_in_a_row: u32,
     backlog: BTreeSet<(Instant, Number)>,

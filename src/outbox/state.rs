@@ -245,14 +245,17 @@ impl State {
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
         self.paced_until = None;
         let permit = self.permit(now);
-        let number = match permit {
+        let mut number = match permit {
             Permit::Nothing => return None,
-            Permit::All => self.choose(now)?,
+            Permit::All => self.lanes.next(now)?,
             Permit::Probe => self.choose_probe(now)?,
         };
         if !self.limit.permit(now) {
             self.paced_until = self.limit.next();
             return None;
+        }
+        while permit == Permit::All && self.leaves_live(number) {
+            number = self.lanes.next(now)?;
         }
         let entry = self.entries.get_mut(&number).expect("what has a place is held");
         let place = entry.place.expect("what was chosen is not in flight");
@@ -268,16 +271,6 @@ impl State {
 
     fn permit(&self, now: Instant) -> Permit {
         if self.is_stopping { Permit::All } else { self.breaker.permit(now) }
-    }
-
-    /// The event that is next. Live ones for which nobody waits any more join the backlog first.
-    fn choose(&mut self, now: Instant) -> Option<Number> {
-        loop {
-            let number = self.lanes.next(now)?;
-            if !self.leaves_live(number) {
-                return Some(number);
-            }
-        }
     }
 
     /// Moves an event to the backlog if it is live, but nobody waits for it any more. True if so.
@@ -440,7 +433,6 @@ impl State {
         (self.limit.in_flight(), self.limit.value())
     }
 
-    /// How long an event may be held.
     /// Goes by other settings from now on, but for `max_held`.
     pub(super) fn reload(&mut self, settings: &OutboxSettings) {
         self.settings = OutboxSettings { max_held: self.settings.max_held, ..settings.clone() };
@@ -453,6 +445,7 @@ impl State {
         self.breaker.reset();
     }
 
+    /// How long an event may be held.
     pub(super) fn retry_for(&self) -> Duration {
         self.settings.retry_for
     }

@@ -13,12 +13,13 @@
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use axum::body::Body;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::maybe_done, stream::FuturesUnordered};
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -172,10 +173,12 @@ impl Requests {
         let encoding = Encoding::of(headers).map_err(unsupported)?;
 
         let mut charge = Charge::new(&route.bodies, &self.strangers);
-        if proof == Proof::Proven {
+        let is_proven = proof == Proof::Proven;
+        if is_proven {
             charge.prove(seat);
         }
-        let bytes = self.read(body, &mut charge, deadline.min(Instant::now() + BODY_TIMEOUT)).await?;
+        let at_once = if is_proven { LARGE } else { 0 };
+        let bytes = self.read(body, &mut charge, at_once, deadline.min(Instant::now() + BODY_TIMEOUT)).await?;
         seat.owe_reply();
         let encoding = encoding.or_else(|| Encoding::of_content(&bytes));
         let mut received = Received { bytes, encoding, charge };
@@ -203,16 +206,24 @@ impl Requests {
         Ok(decoded)
     }
 
-    /// Reads a whole body until `deadline`. Whatever has not been read stays in `body`. The buffer grows with what has
-    /// arrived, not with what was announced, and is charged as it grows.
-    async fn read(&self, body: &mut Body, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
+    /// Reads a whole body until `deadline`. Whatever has not been read stays in `body`. Beyond `at_once` bytes, the buffer grows
+    /// with the bytes that have arrived, not with the announced length. It is charged as it grows.
+    async fn read(
+        &self,
+        body: &mut Body,
+        charge: &mut Charge,
+        at_once: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Reply> {
         let max_body = self.server.settings.borrow().max_body;
         let announced = body.size_hint().upper().and_then(|announced| usize::try_from(announced).ok());
         let limit = announced.unwrap_or(max_body);
         if limit > max_body {
             return Err(Reply::too_large(max_body));
         }
-        let mut whole = Vec::new();
+        let at_once = announced.unwrap_or(0).min(at_once);
+        charge.grow(at_once)?;
+        let mut whole = Vec::with_capacity(at_once);
         loop {
             let frame = select! {
                 frame = timeout_at(deadline, body.frame()) => frame,
@@ -397,10 +408,11 @@ impl Requests {
     async fn hand_over(&self, account: &mut Account<'_>, deadline: Option<Instant>) -> Result<(), NoRoom> {
         let Server { outbox, metrics, .. } = &*self.server;
         let (request, mut under_way) = (outbox.request(), FuturesUnordered::new());
+        let mut time_to_reply = pin!(maybe_done(self.time_to_reply(deadline)));
         'events: for index in 0..account.elements.len() {
             consume_budget().await;
             while under_way.len() >= WINDOW {
-                match self.wait(under_way.next(), deadline).await.flatten() {
+                match until(time_to_reply.as_mut(), under_way.next()).await.flatten() {
                     Some((index, outcome)) => account.settle(index, Fate::Ended(outcome)),
                     None => break 'events,
                 }
@@ -422,7 +434,7 @@ impl Requests {
                         break Fate::TooLarge;
                     }
                     HandOver::Full if !account.has_begun() => return Err(NoRoom),
-                    HandOver::Full => match self.wait(room, deadline).await {
+                    HandOver::Full => match until(time_to_reply.as_mut(), room).await {
                         Some(()) => {}
                         None => break 'events,
                     },
@@ -430,23 +442,16 @@ impl Requests {
             };
             account.settle(index, fate);
         }
-        while let Some((index, outcome)) = self.wait(under_way.next(), deadline).await.flatten() {
+        while let Some((index, outcome)) = until(time_to_reply.as_mut(), under_way.next()).await.flatten() {
             account.settle(index, Fate::Ended(outcome));
         }
         Ok(())
     }
 
-    /// Waits for something until it is time to reply, which is at once if there is no deadline.
-    async fn wait<T>(&self, news: impl Future<Output = T>, deadline: Option<Instant>) -> Option<T> {
-        let time_to_reply = async {
-            if let Some(deadline) = deadline {
-                drop(timeout_at(deadline, self.reply_now.cancelled()).await);
-            }
-        };
-        select! {
-            biased;
-            news = news => Some(news),
-            () = time_to_reply => None,
+    /// Waits until a request is to be answered, which is at once if it has no deadline.
+    async fn time_to_reply(&self, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline {
+            drop(timeout_at(deadline, self.reply_now.cancelled()).await);
         }
     }
 
@@ -472,6 +477,15 @@ impl Requests {
             // If it takes longer, dropping the body closes the connection.
             reply_now.run_until_cancelled(timeout(DISCARD_FOR, read)).await
         });
+    }
+}
+
+/// Waits for `news`, or returns `None` once `end` is over.
+async fn until<T>(end: impl Future<Output = ()>, news: impl Future<Output = T>) -> Option<T> {
+    select! {
+        biased;
+        news = news => Some(news),
+        () = end => None,
     }
 }
 

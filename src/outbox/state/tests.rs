@@ -2,7 +2,7 @@
 //! decides nothing by itself: after each step it checks what the state has decided.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     mem,
 };
 
@@ -143,10 +143,10 @@ struct World {
     live_in_a_row: usize,
     /// The requests whose live events were attempted, and since when in this list others wait.
     turns: Vec<RequestId>,
-    waiting: HashMap<RequestId, usize>,
+    waiting: BTreeMap<RequestId, usize>,
     /// The request that each live event stands for, and how many of a request's have left without their turn.
-    standing: HashMap<u8, RequestId>,
-    skipped: HashMap<RequestId, usize>,
+    standing: BTreeMap<u8, RequestId>,
+    skipped: BTreeMap<RequestId, usize>,
     is_stopping: bool,
     lines: Vec<(Instant, News)>,
     outcomes: Vec<Outcome>,
@@ -188,9 +188,9 @@ impl World {
             last_end: None,
             live_in_a_row: 0,
             turns: Vec::new(),
-            waiting: HashMap::new(),
-            standing: HashMap::new(),
-            skipped: HashMap::new(),
+            waiting: BTreeMap::new(),
+            standing: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             is_stopping: false,
             lines: Vec::new(),
             outcomes: Vec::new(),
@@ -316,7 +316,7 @@ impl World {
     /// Notes since when requests wait for a turn.
     fn note_waiting(&mut self) {
         let live = self.held().filter(|(_, held)| held.is_live()).map(|(id, _)| (id, self.request_of(id)));
-        let live: HashMap<_, _> = live.collect();
+        let live: BTreeMap<_, _> = live.collect();
         for (id, request) in mem::replace(&mut self.standing, live) {
             if !self.standing.contains_key(&id) {
                 *self.skipped.entry(request).or_default() += 1;

@@ -4,8 +4,8 @@
 //! second until Variance says that there is a limit.
 //!
 //! * **In flight.** The limit starts at 64 and grows while it is what holds events back: by one for each reply, so that it
-//!   doubles in the time of one, until it was once too high. With replies within 5 ms it stays, because this machine is the
-//!   limit then.
+//!   doubles in the time of one, until it was once too high. With replies within 10 ms it stays or falls
+//!   back to 64, because this machine is the limit then, and each connection costs it more.
 //! * **Too many in flight.** When reply times have grown by half, when there is a 503 or a time-out for every tenth answer,
 //!   and after every 30 seconds at the limit, half as many are in flight for a moment: a trial. If the others only waited
 //!   their turn, reply times fall in proportion; the half is kept, and half of it is tried next. If they do not fall at all,
@@ -79,7 +79,7 @@ const SAMPLES: u32 = 128;
 /// A rate that 503s alone cut is not cut below this one, in attempts a second: they may be about their events.
 const LEAST_RATE: f64 = 50.0;
 
-/// Shorter reply times count as this one.
+/// Shorter reply times count as this one, and make the limit grow no further: they are this machine's.
 const SHORTEST: Duration = Duration::from_millis(10);
 
 /// By how much a reply time must have grown.
@@ -90,9 +90,6 @@ const HEADROOM: f64 = 1.25;
 
 /// Reply times that fall to this part are as good as halved.
 const NEARLY_HALF: f64 = 0.6;
-
-/// With shorter reply times than this, more in flight bring nothing: this machine is the limit, and pays for each connection.
-const WORTH_MORE: Duration = Duration::from_millis(5);
 
 /// For how long a connection that is not used stays open at least.
 const OPEN_FOR: Duration = Duration::from_secs(2);
@@ -269,7 +266,7 @@ impl Limit {
         match reply {
             Reply::Answered => {
                 self.rate.answered();
-                if is_held_back && now - attempt.began >= WORTH_MORE {
+                if is_held_back && now - attempt.began > SHORTEST {
                     self.grow(gap);
                 }
             }
@@ -324,6 +321,12 @@ impl Limit {
                 return;
             }
             let time = seen.time();
+            if time < (1.05 * SHORTEST.as_secs_f64()).ln() && self.value() > START {
+                // It has grown in a moment at which this machine was slow.
+                self.bound.set(START as f64);
+                self.set_aside(self.in_flight);
+                return;
+            }
             let has_grown = time > *self.reference.get_or_insert(time) + GROWN.ln();
             if is_held_back && (has_grown || self.untried > TRIAL_AFTER) {
                 self.try_half(seen, false);

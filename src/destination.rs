@@ -129,6 +129,9 @@ pub enum Fault {
     /// It speaks no HTTP/1.1.
     #[error("Variance's host speaks HTTP/2 alone, and this program HTTP/1.1")]
     Http2,
+    /// It ended the handshake, and did not say more.
+    #[error("Variance's host refused the TLS connection")]
+    TlsAlert,
     /// Its certificate cannot be trusted, or it speaks no TLS.
     #[error("no trusted TLS connection to Variance's host")]
     Tls,
@@ -142,7 +145,7 @@ pub enum Fault {
     #[error("the connection to Variance broke before its answer")]
     Broken,
     /// There is a reply, but not even its status can be read.
-    #[error("the answer of Variance's host could not be read as HTTP")]
+    #[error("the answer of Variance's host could not be read as HTTP/1.1")]
     Unreadable,
 }
 
@@ -160,6 +163,7 @@ impl From<AttemptResult> for AttemptLabel {
                 | Fault::TlsVersion
                 | Fault::TlsClientCertificate
                 | Fault::Http2
+                | Fault::TlsAlert
                 | Fault::Tls
                 | Fault::Proxy
                 | Fault::Connect => Self::Connect,
@@ -287,9 +291,13 @@ impl Destination {
         request
     }
 
-    /// A time-out, after so much time of it in which a name was looked up.
+    /// The more exact name of a fault of an attempt that waited so long for the look-up of a name.
     fn named(&self, fault: Fault, look_up: Duration) -> Fault {
-        if fault == Fault::Timeout && look_up * 2 > self.attempt_timeout { Fault::SlowDns } else { fault }
+        match fault {
+            Fault::Timeout if look_up * 2 > self.attempt_timeout => Fault::SlowDns,
+            Fault::TlsAlert if self.slots.network().was_asked_for_certificate() => Fault::TlsClientCertificate,
+            fault => fault,
+        }
     }
 }
 
@@ -417,6 +425,7 @@ fn fault_of_tls(error: &rustls::Error) -> Fault {
         }
         rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => Fault::TlsClientCertificate,
         rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => Fault::Http2,
+        rustls::Error::AlertReceived(_) => Fault::TlsAlert,
         _ => Fault::Tls,
     }
 }

@@ -8,11 +8,18 @@ use std::{
     ffi::OsString,
     fmt,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use http::Uri;
 use reqwest::{ClientBuilder, NoProxy, Proxy};
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls::{
+    ClientConfig, RootCertStore, SignatureScheme, client::ResolvesClientCert, pki_types::CertificateDer,
+    sign::CertifiedKey,
+};
 use rustls_native_certs::{CertificateResult, load_certs_from_paths};
 use url::Url;
 
@@ -25,6 +32,7 @@ const CERT_DIR: &str = "SSL_CERT_DIR";
 pub struct Network {
     proxy: Option<Proxy>,
     tls: ClientConfig,
+    no_certificate: Arc<NoCertificate>,
 }
 
 /// What is wrong with a variable, or may not do what was meant.
@@ -67,9 +75,28 @@ impl Network {
 
     fn new(is_tls: bool, proxy: Option<Proxy>, variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, Problem> {
         let authorities = if is_tls { authorities(variable)? } else { RootCertStore::empty() };
-        let mut tls = ClientConfig::builder().with_root_certificates(authorities).with_no_client_auth();
+        let no_certificate = Arc::new(NoCertificate::default());
+        let tls = ClientConfig::builder().with_root_certificates(authorities);
+        let mut tls = tls.with_client_cert_resolver(Arc::clone(&no_certificate) as Arc<dyn ResolvesClientCert>);
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { proxy, tls })
+        Ok(Self { proxy, tls, no_certificate })
+    }
+}
+
+/// Notes that a server asks for a client certificate. There is none: many servers then only say that the handshake failed.
+#[derive(Debug, Default)]
+struct NoCertificate {
+    was_asked_for: AtomicBool,
+}
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.was_asked_for.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
     }
 }
 
@@ -81,6 +108,11 @@ impl Network {
             Some(proxy) => client.proxy(proxy.clone()),
             None => client,
         }
+    }
+
+    /// True if a server has asked for a client certificate.
+    pub(super) fn was_asked_for_certificate(&self) -> bool {
+        self.no_certificate.was_asked_for.load(Ordering::Relaxed)
     }
 }
 

@@ -45,6 +45,11 @@ impl Slots {
         Self(Arc::new(Shared { free: Mutex::default(), network, resolver, connect_timeout, kept_for }))
     }
 
+    /// The network by which the clients connect.
+    pub(super) fn network(&self) -> &Network {
+        &self.0.network
+    }
+
     /// A client that was used before, or else a new one.
     pub(super) fn take(&self) -> Slot {
         let now = Instant::now();

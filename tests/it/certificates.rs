@@ -25,7 +25,11 @@ enum Trouble {
     AuthorityAsLeaf,
     Tls11,
     ClientCertificate,
+    /// The server asks for a client certificate, and then only says that the handshake failed.
+    HandshakeFailure,
     Http2,
+    /// The server speaks HTTP/2 without having agreed on it.
+    Http2Anyway,
 }
 
 /// Starts the server. Returns its port.
@@ -38,20 +42,24 @@ fn server(trouble: Trouble) -> u16 {
         Trouble::AuthorityAsLeaf => {
             (authority.clone(), &include_bytes!("fixtures/tls/localhost-authority-key.pem")[..])
         }
-        Trouble::Tls11 | Trouble::ClientCertificate | Trouble::Http2 => (
+        _ => (
             CertificateDer::from_pem_slice(include_bytes!("fixtures/tls/localhost.pem")).unwrap(),
             &include_bytes!("fixtures/tls/localhost-key.pem")[..],
         ),
     };
     let key = PrivateKeyDer::from_pem_slice(key).unwrap();
+    let versions = if let Trouble::HandshakeFailure = trouble { 1 } else { 2 };
     let builder = match trouble {
-        Trouble::ClientCertificate => {
+        Trouble::ClientCertificate | Trouble::HandshakeFailure => {
             let mut roots = RootCertStore::empty();
             roots.add(authority).unwrap();
-            ServerConfig::builder()
-                .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
+            // In TLS 1.2 an alert in the middle of the handshake is not encrypted.
+            ServerConfig::builder_with_protocol_versions(
+                &[&rustls::version::TLS12, &rustls::version::TLS13][..versions],
+            )
+            .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
         }
-        Trouble::AuthorityAsLeaf | Trouble::Tls11 | Trouble::Http2 => ServerConfig::builder().with_no_client_auth(),
+        _ => ServerConfig::builder().with_no_client_auth(),
     };
     let mut config = builder.with_single_cert(vec![certificate], key).unwrap();
     if let Trouble::Http2 = trouble {
@@ -67,7 +75,26 @@ fn server(trouble: Trouble) -> u16 {
                 stream.write_all(&[0x15, 3, 2, 0, 2, 2, 70]).unwrap();
                 continue;
             }
-            let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+            let mut tls = ServerConnection::new(Arc::clone(&config)).unwrap();
+            if let Trouble::HandshakeFailure = trouble {
+                while !tls.wants_write() {
+                    tls.read_tls(&mut stream).unwrap();
+                    tls.process_new_packets().unwrap();
+                }
+                while tls.wants_write() {
+                    tls.write_tls(&mut stream).unwrap();
+                }
+                assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+                stream.write_all(&[0x15, 3, 3, 0, 2, 2, 40]).unwrap();
+                continue;
+            }
+            let mut stream = StreamOwned::new(tls, stream);
+            if let Trouble::Http2Anyway = trouble {
+                assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+                // The empty SETTINGS with which each HTTP/2 connection begins.
+                stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+                stream.flush().unwrap();
+            }
             // Whatever comes of it, the other side should get to read it.
             while matches!(stream.read(&mut [0; 4096]), Ok(1..)) {}
             let socket = &mut stream.sock;
@@ -84,7 +111,9 @@ async fn each_server_that_speaks_no_tls_with_us_has_its_own_reason() {
         (Trouble::AuthorityAsLeaf, "an authority's certificate: localhost presents one that is marked"),
         (Trouble::Tls11, "TLS too old: localhost speaks neither TLS 1.2 nor 1.3"),
         (Trouble::ClientCertificate, "client certificate: localhost asks for one"),
+        (Trouble::HandshakeFailure, "client certificate: localhost asks for one"),
         (Trouble::Http2, "HTTP/2 alone: localhost speaks no HTTP/1.1"),
+        (Trouble::Http2Anyway, "unreadable: the answer of localhost is not HTTP/1.1 (does it speak HTTP/2 alone"),
     ] {
         let url = format!("https://localhost:{}/hook", server(trouble));
         let check = Program::new(["check", "--send", "--quiet"]).to(&variance).env("VARIANCE_WEBHOOK_URL", url);

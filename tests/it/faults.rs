@@ -118,7 +118,7 @@ enum Trouble {
 const STALL: &str = "Variance did not answer in time";
 const BROKEN: &str = "the connection to Variance broke before its answer";
 
-const UNREADABLE: &str = "the answer of Variance's host could not be read as HTTP";
+const UNREADABLE: &str = "the answer of Variance's host could not be read as HTTP/1.1";
 
 /// Returns every way for an attempt to end without the head of a reply, with the reason that its sender gets.
 fn troubles() -> Vec<(Trouble, &'static str)> {

@@ -113,7 +113,7 @@ fn faults() -> Vec<Fault> {
             .with("VARIANCE_AUTHORIZATION_FILE", "canary"),
         fault("Variance answered 429", answer("429 Too Many Requests", "Retry-After: canary-time\r\n")),
         fault("the connection to Variance broke", Behaviour::Reset),
-        fault("could not be read as HTTP", Behaviour::BytesThenClose(b"canary garbage\r\n\r\n".to_vec())),
+        fault("could not be read as HTTP/1.1", Behaviour::BytesThenClose(b"canary garbage\r\n\r\n".to_vec())),
         fault("Variance did not answer in time", Behaviour::BytesThenSilence(b"HTTP/1.1 200 canary".to_vec()))
             .with("CONNECTOR_ATTEMPT_TIMEOUT", "100ms"),
         Fault { vanishes: true, ..fault("no connection to Variance's host", fine.clone()) },

@@ -82,7 +82,7 @@ async fn a_reply_that_cannot_be_read_costs_one_request_and_another_after_ten_sec
         let start = Instant::now();
         let reply = service.post("/webhook", event("a")).await;
         let reason =
-            "Variance does not have it yet (the answer of Variance's host could not be read as HTTP): send it again";
+            "Variance does not have it yet (the answer of Variance's host could not be read as HTTP/1.1): send it again";
         assert_eq!((reply.status, reply.reasons()), (503, vec![reason.to_owned()]), "{bytes}");
         assert_eq!(variance.ids(), ["before", "a"], "{bytes}");
         variance.always(Behaviour::Status(200));

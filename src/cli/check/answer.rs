@@ -62,8 +62,8 @@ fn of_status(status: StatusCode, url: &Url, location: Option<&str>) -> (&'static
             return ("redirect", text);
         }
         407 => ("proxy_refused", "proxy refused: the proxy", ", it wants a credential"),
-        408 | 425 | 429 | 503 => ("busy", "busy: Variance", ", which is no fault of the configuration: try again"),
-        _ => ("server_error", "server error: Variance", ", which is no fault of the configuration: try again later"),
+        408 | 425 | 429 | 503 => ("busy", "busy: Variance", ", which is not a configuration problem: try again"),
+        _ => ("server_error", "server error: Variance", ", which is not a configuration problem: try again later"),
     };
     (result, format!("{start} answered {status}{advice}"))
 }
@@ -136,6 +136,10 @@ fn of_fault(
         Fault::TlsClientCertificate => {
             ("tls_untrusted", format!("client certificate: {host} asks for one, which this program cannot present"))
         }
+        Fault::TlsAlert => (
+            "tls_untrusted",
+            format!("TLS refused: {host} ended the handshake without saying why. Its log may say more"),
+        ),
         Fault::Http2 => (
             "cannot_connect",
             format!("HTTP/2 alone: {host} speaks no HTTP/1.1 on port {port}. Is there another address that does?"),
@@ -149,7 +153,10 @@ fn of_fault(
         ),
         Fault::Unreadable => (
             "connection_broken",
-            format!("unreadable: what {host} answered is not HTTP; it may or may not have the test event"),
+            format!(
+                "unreadable: the answer of {host} is not HTTP/1.1 (does it speak HTTP/2 alone, or another protocol, on port \
+                 {port}?). Variance may have the test event, or not"
+            ),
         ),
         Fault::Tls => (
             "tls_untrusted",

@@ -126,9 +126,7 @@ impl Health {
     /// Notes a fault of Variance.
     pub(super) fn failed(&mut self, fault: Fault, is_paused: bool, now: Instant) {
         let state = if is_paused { StateLabel::Paused } else { StateLabel::Failing };
-        if is_paused {
-            self.outage.get_or_insert(now);
-        }
+        self.outage.get_or_insert(now);
         if state != self.state {
             self.enter(state, Some(fault));
         }
@@ -169,7 +167,10 @@ impl Health {
         let told = &self.told;
         let after = |last: Option<Instant>, wait| last.map_or(now, |last| last + wait);
         let doubt = (self.doubt.is_some() && !told.doubt).then(|| after(told.doubt_at, pacing.change));
-        let change = (self.outage.is_some() != told.outage.is_some()).then(|| after(told.at, pacing.change));
+        // A few faults are no outage yet, unless they go on.
+        let begins = self.outage.filter(|_| self.state != StateLabel::Paused).map(|since| since + pacing.change);
+        let has_changed = self.outage.is_some() != told.outage.is_some();
+        let change = has_changed.then(|| begins.into_iter().chain([after(told.at, pacing.change)]).max()).flatten();
         let lasting = told.outage.map(|_| after(told.at, pacing.lasting));
         doubt.into_iter().chain(change.or(lasting)).min()
     }

@@ -7,7 +7,8 @@
 //! 2. No more attempts are under way than Variance keeps up with.
 //! 3. An event that fails while others are accepted is a *suspect*: its faults say nothing of Variance. They count neither for the
 //!    breaker nor for the limit, and what it is asked to wait, it waits alone; so does any event whose 503 says
-//!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` binds all.
+//!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` binds all. It cuts the
+//!    rate if the 429 before was another event's.
 //! 4. Nothing is attempted in a pause: [`Breaker`]. Its probe is a live event if there is one, else the newest and the oldest
 //!    in turn; a suspect only if nothing else is held.
 //! 5. An event whose time is over is refused if it failed three times, each followed by another's acceptance before its next
@@ -58,6 +59,8 @@ pub(super) struct State {
     limit: Limit,
     /// When an attempt may begin that only the rate holds back.
     paced_until: Option<Instant>,
+    /// The event that had the last 429.
+    last_limited: Option<Number>,
     suspects: usize,
     breaker: Breaker,
     /// The last probe that was no live event was the newest one.
@@ -181,6 +184,7 @@ impl State {
             last_number: 0,
             limit: Limit::new(concurrency, now),
             paced_until: None,
+            last_limited: None,
             suspects: 0,
             was_newest: false,
             is_stopping: false,
@@ -320,7 +324,11 @@ impl State {
         let was_suspect = entry.is_suspect;
         entry.fail(fault, self.health.accepted);
         self.suspects += usize::from(entry.is_suspect && !was_suspect);
-        self.limit.reply(job.slot, reply_of(fault, retry_after, entry.is_suspect), now);
+        let is_alone = match fault {
+            RATE => self.last_limited.replace(job.number).is_none_or(|last| last == job.number),
+            _ => entry.is_suspect,
+        };
+        self.limit.reply(job.slot, reply_of(fault, retry_after, is_alone), now);
         let binds_all = fault == RATE || !(entry.is_suspect || self.breaker.accepts(now));
         let asked = retry_after.map(|wait| now + wait);
         let has_opened = match asked.filter(|_| binds_all) {
@@ -492,11 +500,11 @@ impl State {
     }
 }
 
-/// What a fault says of the limit.
-fn reply_of(fault: Fault, retry_after: Option<Duration>, is_suspect: bool) -> Reply {
+/// What a fault says of the limit, unless it may be about its event alone.
+fn reply_of(fault: Fault, retry_after: Option<Duration>, is_alone: bool) -> Reply {
     match fault {
+        _ if is_alone => Reply::Other,
         RATE => Reply::TooMany(retry_after),
-        _ if is_suspect => Reply::Other,
         Fault::Status(StatusCode::SERVICE_UNAVAILABLE) | Fault::Timeout => Reply::Overloaded,
         _ => Reply::Other,
     }

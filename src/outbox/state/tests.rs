@@ -672,6 +672,8 @@ fn what_failed_is_not_attempted_again_before_its_backoff_is_over() {
     let (_, job) = world.jobs.pop().unwrap();
     world.state.finish(&job, TIMEOUT, world.now);
     world.state.free_slot();
+    // The log learns of the fault before that.
+    world.state.settings.pacing.log.change = 24 * HOUR;
     let due = world.state.due(world.now).expect("it waits");
     assert!(due > world.now);
     assert!(world.state.next_job(due - Duration::from_nanos(1)).is_none());
@@ -681,12 +683,30 @@ fn what_failed_is_not_attempted_again_before_its_backoff_is_over() {
 #[test]
 fn an_event_that_the_rate_alone_holds_back_is_attempted_when_it_allows() {
     let mut world = World::new(0);
-    world.take(Step::HandOver(0, 0));
-    world.end(0, status(429, None));
-    world.take(Step::HandOver(1, 1));
-    assert!(world.jobs.is_empty(), "a 429 pauses all for a moment");
+    (0..2).for_each(|id| {
+        world.take(Step::HandOver(id, 0));
+        world.end(id, status(429, None));
+    });
+    world.take(Step::HandOver(2, 1));
+    assert!(world.jobs.is_empty(), "429s pause all for a moment");
     world.take(Step::Wait(500));
-    assert!(world.jobs.iter().any(|(_, job)| job.message.id() == "001"));
+    assert!(world.jobs.iter().any(|(_, job)| job.message.id() == "002"));
+}
+
+#[test]
+fn an_event_that_alone_is_answered_429_does_not_cut_the_rate_of_others() {
+    let mut world = World::new(1);
+    world.take(Step::HandOver(0, 0));
+    for _ in 0..60 {
+        if world.under_way() == [0] {
+            world.end(0, status(429, None));
+        }
+        world.take(Step::HandOver(1, 1));
+        assert!(world.under_way().contains(&1), "it need not wait");
+        world.end(1, AttemptResult::Accepted);
+        world.rename(1);
+        world.take(Step::Wait(1000));
+    }
 }
 
 #[test]
@@ -835,4 +855,21 @@ fn outages_that_come_and_go_are_a_line_in_ten_seconds_and_one_that_lasts_in_five
     }
     let lasting = world.lines.iter().filter(|(_, news)| matches!(news, News::StillPaused(..))).count();
     assert_eq!((world.lines.len(), lasting), (5, 4), "{:?}", world.lines);
+}
+
+#[test]
+fn one_event_that_fails_for_ten_seconds_is_an_outage_for_the_log_and_one_that_recovers_before_is_none() {
+    let mut world = World::new(1);
+    world.fail(0, status(500, None));
+    world.take(Step::Wait(9_000));
+    world.under_way().iter().for_each(|id| world.end(*id, AttemptResult::Accepted));
+    world.take(Step::Wait(9_000));
+    assert_eq!(world.lines, []);
+    world.fail(1, status(500, None));
+    for _ in 0..11 {
+        world.under_way().iter().for_each(|id| world.end(*id, status(500, None)));
+        world.take(Step::Wait(1000));
+    }
+    assert!(matches!(world.lines[..], [(_, News::Paused(_))]), "{:?}", world.lines);
+    assert!(world.state.breaker.is_closed());
 }

@@ -149,7 +149,7 @@ pub enum Denied {
     #[error("the token is wrong: `Authorization` must be `Bearer <token>` or the token alone")]
     WrongToken,
     /// Some but not all of a signature's headers are present.
-    #[error("the signature is not whole: `webhook-id`, `webhook-timestamp` and `webhook-signature` are all needed")]
+    #[error("the signature is incomplete: `webhook-id`, `webhook-timestamp` and `webhook-signature` are all needed")]
     PartialSignature,
     /// The id would make the parts of the signed content ambiguous.
     #[error("`webhook-id` must be neither empty nor contain a full stop")]
@@ -288,7 +288,7 @@ impl Auth {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the senders' credentials could not be read again: those that were read before count");
+                tracing::warn!(%error, "the senders' credentials could not be read again: the previous ones stay valid");
                 false
             }
         }

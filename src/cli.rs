@@ -46,24 +46,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service; this is also what happens without a command.
+    /// Run the service. This is also the default without a command.
     #[command(after_long_help = Part::Service.help())]
     Serve(serve::Args),
-    /// Show the whole way on this machine, with a stand-in for Variance.
+    /// Run the connector on this machine with a stand-in for Variance.
     Demo(demo::Args),
-    /// Check and print the configuration; with `--send`, try it.
+    /// Check and print the configuration; with `--send`, post a test event.
     #[command(after_long_help = Part::All.help())]
     Check(check::Args),
-    /// Show what would be posted for PostHog's events; nothing is sent.
+    /// Show what would be posted for PostHog's events, without sending anything.
     #[command(after_long_help = Part::Mapping.help())]
     Preview(preview::Args),
-    /// Forward the events of exported files.
+    /// Forward events from exported files, or from PostHog itself.
     #[command(after_long_help = Part::Forwarding.help())]
     Backfill(backfill::Args),
     /// Ask the running service whether it is alive.
     #[command(after_long_help = Part::Listen.help())]
     Healthcheck(ask::Args),
-    /// Show on one screen how the running service is.
+    /// Show the state of the running service on one screen.
     #[command(after_long_help = Part::Listen.help())]
     Status(status::Args),
     /// Print the completions for a shell.

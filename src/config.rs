@@ -195,7 +195,19 @@ pub fn posthog(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded<PosthogSettings>, Error> {
-    read(flags, variables, posthog_api)
+    read(flags, variables, |reader| posthog_api(reader, true).map(|settings| settings.expect("it is required")))
+}
+
+/// Reads the settings for fetching events from PostHog, or `None` if there are none and they are not required.
+///
+/// # Errors
+/// When one of them is wrong, or missing where others are set, or there is something wrong with the file.
+pub fn posthog_if_set(
+    flags: &Flags,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    is_required: bool,
+) -> Result<Loaded<Option<PosthogSettings>>, Error> {
+    read(flags, variables, |reader| posthog_api(reader, is_required))
 }
 
 /// Reads the settings of the destination, whatever may be wrong or missing elsewhere.
@@ -230,8 +242,8 @@ impl Part {
         let mut reader = Reader::new(Sources::default());
         match self {
             Self::Service => drop(service(&mut reader)),
-            Self::All => drop((service(&mut reader), posthog_api(&mut reader))),
-            Self::Forwarding => drop((forwarded(&mut reader), posthog_api(&mut reader))),
+            Self::All => drop((service(&mut reader), posthog_api(&mut reader, true))),
+            Self::Forwarding => drop((forwarded(&mut reader), posthog_api(&mut reader, true))),
             Self::Mapping => drop(mapping(&mut reader)),
             Self::Listen => drop(reader.get(&LISTEN)),
         }
@@ -329,7 +341,7 @@ fn server(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<S
     }
     if settings.shutdown_grace > DOCKER_KILLS && reader.is_in_container() {
         let (name, end) = (reader.named(&SHUTDOWN_GRACE.key), humantime::format_duration(DOCKER_KILLS));
-        reader.warn(format!("{name} is more than {end}: Docker kills then unless told otherwise (`--stop-timeout`)"));
+        reader.warn(format!("{name} is more than {end}: by default, Docker kills after that time (`--stop-timeout`)"));
     }
     Ok(settings)
 }
@@ -415,10 +427,13 @@ fn outbox(reader: &mut Reader) -> Result<outbox::OutboxSettings, Reported> {
     })
 }
 
-fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
+fn posthog_api(reader: &mut Reader, is_required: bool) -> Result<Option<PosthogSettings>, Reported> {
     let url = reader.option(&POSTHOG_URL);
     let project_id = reader.option(&POSTHOG_PROJECT_ID);
     let api_key = reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE);
+    if !is_required && matches!((&url, &project_id, &api_key), (Ok(None), Ok(None), Ok(None))) {
+        return Ok(None);
+    }
     let from = "it is https://us.posthog.com, https://eu.posthog.com or where your own PostHog is";
     let url = reader.required(url, &POSTHOG_URL.key, from).inspect(|url| {
         if url.scheme() == "http" && !values::is_loopback(url) {
@@ -433,7 +448,7 @@ fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
     let api_key = reader.required(api_key, &POSTHOG_API_KEY.key, from);
     let url = url.and_then(|url| network(reader, url));
     let ((url, network), (api_key, _)) = (url?, api_key?);
-    Ok(PosthogSettings { url, project_id: project_id?, api_key, network })
+    Ok(Some(PosthogSettings { url, project_id: project_id?, api_key, network }))
 }
 
 fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {

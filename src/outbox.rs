@@ -452,7 +452,7 @@ impl Shared {
     fn log(&self, news: News, (held, bytes): (usize, usize)) {
         match news {
             News::Paused(reason) => {
-                tracing::warn!(%reason, held, "Variance cannot take events: they are held and tried again");
+                tracing::warn!(%reason, held, "Variance cannot take events: they are held and retried");
             }
             News::StillPaused(reason, time) => {
                 let next_attempt_seconds = self.driven().state.paused(Instant::now()).map_or(0, |wait| wait.as_secs());
@@ -462,7 +462,7 @@ impl Shared {
             News::RefusesAll(status) => tracing::error!(
                 %status,
                 held,
-                "Variance refuses every event, so none is taken for refused: are variance.webhook_url and variance.format right?"
+                "Variance refuses every event, so they are held: are variance.webhook_url and variance.format right?"
             ),
             News::Resumed(time) => {
                 tracing::info!(paused_seconds = time.as_secs(), held, bytes, "Variance takes events again");
@@ -474,7 +474,7 @@ impl Shared {
         if let Some(times) = self.full.note(Instant::now()) {
             let (held, bytes) = self.driven().state.held();
             let limit = self.max_held;
-            tracing::warn!(held, bytes, limit, times, "the connector is full: senders are told to send again later");
+            tracing::warn!(held, bytes, limit, times, "the connector is full: senders must send again later");
         }
     }
 

@@ -80,11 +80,11 @@ pub fn described(text: &str) -> String {
     let odd = text.char_indices().find(|(_, character)| !character.is_ascii_graphic() && *character != ' ');
     match (text.chars().next(), odd) {
         (None, _) => "it is empty".to_owned(),
-        _ if is_half_quoted(text) => "it begins with a quotation mark that cannot be meant".to_owned(),
+        _ if is_half_quoted(text) => "it begins with an unmatched quotation mark".to_owned(),
         (_, Some((_, '\n' | '\r'))) => "it has more than one line".to_owned(),
         (_, Some((_, odd))) if odd.is_control() => format!("it has a control character (U+{:04X})", u32::from(odd)),
         (_, Some((at, _))) => {
-            format!("it has {length} characters, and number {} is no ASCII", text[..at].chars().count() + 1)
+            format!("it has {length} characters, and character {} is not ASCII", text[..at].chars().count() + 1)
         }
         (_, _) if length == 1 => "it has 1 character".to_owned(),
         (_, _) => format!("it has {length} characters"),
@@ -120,11 +120,11 @@ mod tests {
             ("", "it is empty"),
             ("a", "it has 1 character"),
             ("tooshort", "it has 8 characters"),
-            ("\"open", "it begins with a quotation mark that cannot be meant"),
-            ("“Bearer abc”", "it begins with a quotation mark that cannot be meant"),
+            ("\"open", "it begins with an unmatched quotation mark"),
+            ("“Bearer abc”", "it begins with an unmatched quotation mark"),
             ("two\nlines", "it has more than one line"),
             ("bell\u{7}", "it has a control character (U+0007)"),
-            ("Bearer schlüssel", "it has 16 characters, and number 12 is no ASCII"),
+            ("Bearer schlüssel", "it has 16 characters, and character 12 is not ASCII"),
         ] {
             assert_eq!(described(text), description);
         }

@@ -76,13 +76,13 @@ pub(super) struct Args {
     /// Only events that this log of the connector names as lost; `-` is standard input
     #[arg(long, value_name = "LOG", conflicts_with_all = ["since", "until", "ingested"])]
     lost: Option<PathBuf>,
-    /// Only what comes after this event of the time of `--since`, as a run that was interrupted tells to
+    /// Only events after this one at the time of `--since`; an interrupted run prints it
     #[arg(long, value_name = "UUID", requires = "since")]
     after: Option<Uuid>,
     /// The configuration file; else that in `CONNECTOR_CONFIG`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Append what is invalid or refused to this file, as it was, so that it can be the next input
+    /// Append invalid and refused events to this file as they came, so that it can be the next input
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
     /// The most events per second
@@ -94,10 +94,10 @@ pub(super) struct Args {
     /// Only events before this time
     #[arg(long, value_name = "TIME", value_parser = times::parse_argument)]
     until: Option<Timestamp>,
-    /// Pass over the first events, as a run that was interrupted tells to
+    /// Skip the first N events; an interrupted run prints N
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::whole_number)]
     skip: u64,
-    /// Say nothing but what is wrong
+    /// Print only problems
     #[arg(long, short)]
     quiet: bool,
 }

@@ -91,22 +91,21 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let Args { settings: flags, send, posthog, format, quiet } = args;
     let mut out = io::stdout().lock();
     let (flags, variables) = (Flags::from(flags), variables.into_iter().collect::<Vec<_>>());
-    let asked = config::posthog(&flags, variables.clone());
+    let asked = config::posthog_if_set(&flags, variables.clone(), posthog);
     let loaded = config::load(&flags, variables).and_then(|mut loaded| {
         let asked = match asked {
             Ok(asked) => {
                 loaded.settings.extend(asked.settings);
                 let others: Vec<_> = asked.warnings.into_iter().filter(|it| !loaded.warnings.contains(it)).collect();
                 loaded.warnings.extend(others);
-                Some(asked.config)
+                asked.config
             }
             Err(error) if posthog => return Err(error),
-            // There are fewer problems than settings, so some are given and fetching seems intended.
-            Err(error) if error.problems.len() < 3 => {
+            // The service does without them.
+            Err(error) => {
                 loaded.warnings.extend(error.problems);
                 None
             }
-            Err(_) => None,
         };
         Ok((loaded, asked.filter(|_| posthog)))
     });

@@ -178,7 +178,7 @@ impl<'r> Reading<'r> {
                 Ok(())
             }
             Err(reason) if is_document => {
-                let problem = format!("{place}: this line does not close, and all from here on is {reason}");
+                let problem = format!("{place}: this line does not close, and everything from here on is {reason}");
                 (self.take)(Item::Unreadable(problem))
             }
             Err(reason) => (self.take)(Item::Invalid(place, reason, Original { bytes, sent_at: None })),

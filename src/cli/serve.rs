@@ -19,7 +19,7 @@ mod reload;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The configuration file, before that in `CONNECTOR_CONFIG`
+    /// The configuration file; overrides `CONNECTOR_CONFIG`
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// The address and port to listen on

@@ -31,7 +31,7 @@ const LOOKS: usize = 11;
 pub(super) struct Args {
     #[command(flatten)]
     service: ask::Args,
-    /// Go on until Ctrl-C: repaint the screen each second; a line each second if that is no terminal
+    /// Repaint every second until Ctrl-C; without a terminal, print a line every second
     #[arg(long)]
     watch: bool,
     /// What is printed

@@ -50,7 +50,7 @@ pub(super) static LISTEN: Row<SocketAddr> =
 pub(super) static TOKEN: Row<Token> = Row::new("server.token", &["CONNECTOR_TOKEN"], Kind::List, values::parsed)
     .shown(Shown::Masked)
     .pasted_with(Token::PREFIXES)
-    .doc("The token that senders must present, of at least 16 characters; several while it is changed.");
+    .doc("The token that senders must present, of at least 16 characters. Several are accepted, to change it.");
 
 pub(super) static TOKEN_FILE: Row<PathBuf> = Row::new(
     "server.token_file",
@@ -58,16 +58,16 @@ pub(super) static TOKEN_FILE: Row<PathBuf> = Row::new(
     Kind::Text,
     values::path,
 )
-.doc("A file with that token, or with several, each on its line. It is read again when a sender presents another one.");
+.doc("A file with that token, or with several, one on each line. It is read again when a sender presents an unknown one.");
 
 pub(super) static SIGNING_SECRET: Row<SigningSecret> =
     Row::new("server.signing_secret", &["CONNECTOR_SIGNING_SECRET"], Kind::List, values::parsed)
         .shown(Shown::Masked)
-        .doc("The Standard Webhooks secret (`whsec_…`) that senders sign with; several while it is changed.");
+        .doc("The Standard Webhooks secret (`whsec_…`) that senders sign with. Several are accepted, to change it.");
 
 pub(super) static SIGNING_SECRET_FILE: Row<PathBuf> =
     Row::new("server.signing_secret_file", &["CONNECTOR_SIGNING_SECRET_FILE"], Kind::Text, values::path)
-        .doc("A file with that secret, or with several, each on its line. It is read again likewise.");
+        .doc("A file with that secret, or with several, one on each line. It is read again when a sender presents an unknown signature.");
 
 pub(super) static ALLOW_ANONYMOUS: Row<bool> =
     Row::new("server.allow_anonymous", &["CONNECTOR_ALLOW_ANONYMOUS"], Kind::Flag, values::flag)
@@ -95,11 +95,12 @@ pub(super) static CALLS: Row<Call> = Row::new("filter.calls", &["CONNECTOR_CALLS
 
 pub(super) static EXCLUDE: Row<NamePattern> =
     Row::new("filter.exclude", &["CONNECTOR_EXCLUDE"], Kind::List, values::name_pattern)
-        .doc("Names of events that are not forwarded; `prefix*` for all that start so.");
+        .doc("Names of events that are not forwarded; `prefix*` matches all that start with `prefix`.");
 
 pub(super) static INCLUDE: Row<NamePattern> =
-    Row::new("filter.include", &["CONNECTOR_INCLUDE"], Kind::List, values::included_pattern)
-        .doc("The only names of custom events (capture) that are forwarded; `prefix*` for all that start so.");
+    Row::new("filter.include", &["CONNECTOR_INCLUDE"], Kind::List, values::included_pattern).doc(
+        "The only names of custom events (capture) that are forwarded; `prefix*` matches all that start with `prefix`.",
+    );
 
 pub(super) static ANONYMOUS: Row<bool> =
     Row::new("filter.anonymous", &["CONNECTOR_ANONYMOUS"], Kind::Flag, values::flag)
@@ -122,27 +123,27 @@ pub(super) static ACCOUNT_GROUP: Row<String> =
 pub(super) static CONCURRENCY: Row<usize> =
     Row::new("delivery.concurrency", &["CONNECTOR_CONCURRENCY"], Kind::Count, values::concurrency)
         .default("256")
-        .doc("The most POSTs in flight to Variance; how many it takes is found out.");
+        .doc("The most POSTs in flight to Variance. Below that, the connector measures how many Variance can handle.");
 
 pub(super) static ATTEMPT_TIMEOUT: Row<Duration> =
     Row::new("delivery.attempt_timeout", &["CONNECTOR_ATTEMPT_TIMEOUT"], Kind::Duration, values::duration)
         .default("10s")
-        .doc("How long one of them may take, the name look-up and the connecting included.");
+        .doc("How long one POST may take, including the name look-up and connecting.");
 
 pub(super) static RETRY_FOR: Row<Duration> =
     Row::new("delivery.retry_for", &["CONNECTOR_RETRY_FOR"], Kind::Duration, values::duration)
         .default("1h")
-        .doc("How long an event that Variance does not take is held and tried again.");
+        .doc("How long an event that Variance does not accept is held and retried.");
 
 pub(super) static MAX_HELD: Row<usize> =
     Row::new("delivery.max_held", &["CONNECTOR_MAX_HELD"], Kind::Size, values::held_size)
         .default("64MiB")
-        .doc("Memory for such events, bookkeeping included; at least 16 MiB.");
+        .doc("The most memory for held events, bookkeeping included; at least 16 MiB.");
 
 pub(super) static SHUTDOWN_GRACE: Row<Duration> =
     Row::new("delivery.shutdown_grace", &["CONNECTOR_SHUTDOWN_GRACE"], Kind::Duration, values::duration)
         .default("8s")
-        .doc("How long a stopping service may take to finish. Docker kills after 10 s unless told otherwise.");
+        .doc("How long a stopping service may take to finish. By default, Docker kills after 10 s.");
 
 pub(super) static LOG_FORMAT: Row<telemetry::Format> =
     Row::new("log.format", &["CONNECTOR_LOG_FORMAT"], Kind::Text, values::parsed)
@@ -154,7 +155,7 @@ pub(super) static LOG_LEVEL: Row<Directives> =
         .doc("`error`, `warn`, `info`, `debug` or `trace` for this program, or directives such as `hyper=debug`.");
 
 pub(super) static POSTHOG_URL: Row<Url> = Row::new("posthog.url", &["POSTHOG_URL"], Kind::Text, values::posthog_url)
-    .doc("Where PostHog's own API is, for `backfill --from-posthog` alone, such as `https://us.posthog.com`.");
+    .doc("The address of PostHog's own API, for `backfill --from-posthog` alone, such as `https://us.posthog.com`.");
 
 pub(super) static POSTHOG_PROJECT_ID: Row<u64> =
     Row::new("posthog.project_id", &["POSTHOG_PROJECT_ID"], Kind::Count, values::project_id)

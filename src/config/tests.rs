@@ -246,10 +246,8 @@ fn a_grace_that_docker_cuts_short_is_warned_of_in_a_container() {
     let grace = ("CONNECTOR_SHUTDOWN_GRACE", "11s");
     assert_eq!(
         Given::new(&[grace, ("container", "oci")]).warnings(),
-        [
-            "delivery.shutdown_grace (environment variable CONNECTOR_SHUTDOWN_GRACE) is more than 10s: Docker kills then \
-          unless told otherwise (`--stop-timeout`)"
-        ]
+        ["delivery.shutdown_grace (environment variable CONNECTOR_SHUTDOWN_GRACE) is more than 10s: by default, \
+          Docker kills after that time (`--stop-timeout`)"]
     );
     for elsewhere in [&[grace][..], &[grace, ("container", "oci"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")]] {
         assert_eq!(Given::new(elsewhere).warnings(), [""; 0]);

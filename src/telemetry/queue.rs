@@ -93,7 +93,7 @@ impl Queue {
                 let dropped = std::mem::take(&mut lines.dropped);
                 drop(lines);
                 // This warning comes back here as a line like any other.
-                tracing::warn!(lines = dropped, "lines of the log were dropped: it could not be written");
+                tracing::warn!(lines = dropped, "log lines were dropped: the log could not be written");
                 lines = self.lines();
                 continue;
             }
@@ -201,7 +201,7 @@ mod tests {
         tell.send(ALL).unwrap();
         tell.send(ALL).unwrap();
         assert_eq!(received(&written), "x".repeat(200));
-        let expected = " WARN variance_connector::telemetry::queue: lines of the log were dropped: it could not be written \
+        let expected = " WARN variance_connector::telemetry::queue: log lines were dropped: the log could not be written \
                         lines=7\n";
         assert_eq!(received(&written), expected);
         queue.flush(Duration::MAX);

@@ -119,7 +119,7 @@ async fn what_no_waiting_helps_ends_at_once_and_says_what_to_do() {
         (text(200, r#"{"status":"ok"}"#), "other columns than were asked for"),
         (reply(&["uuid"], &[]), "other columns than were asked for"),
         (reply(&["ev_day", "ev_count"], &[bad_row]), "rows of another form than were asked for"),
-        (reply(&["ev_day", "ev_count"], &[json!(["soon", "many"])]), "counts of another form than was asked for"),
+        (reply(&["ev_day", "ev_count"], &[json!(["soon", "many"])]), "counts in an unexpected form"),
         (text(200, r#"{"columns":[],"results":[],"error":"it broke"}"#), "PostHog could not answer: \"it broke\""),
     ] {
         let posthog = Variance::start().await;
@@ -139,9 +139,9 @@ async fn rows_that_were_not_asked_for_end_it_before_any_is_lost() {
     let mut outside = row(1);
     outside[3] = json!("2026-08-21 00:00:00.000000");
     for (rows, says) in [
-        (vec![row(2), row(1)], "in another order than was asked for"),
+        (vec![row(2), row(1)], "in the wrong order"),
         (vec![outside], "outside of the time that was asked for"),
-        (vec![json!([1, 2, 3, 4, 5, 6, 7])], "values of another form than was asked for"),
+        (vec![json!([1, 2, 3, 4, 5, 6, 7])], "values in an unexpected form"),
     ] {
         let posthog = Variance::start().await;
         posthog.script(move |received| match received.json()["query"]["query"].as_str() {
@@ -240,7 +240,7 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
     }
     for (name, value, says) in [
         ("POSTHOG_API_KEY", "", "posthog.api_key"),
-        ("POSTHOG_API_KEY", "phc_key_of_a_project", "this one is a project's (phc_…), which can only send events"),
+        ("POSTHOG_API_KEY", "phc_key_of_a_project", "and not a project's (phc_…), which can only send events"),
         ("POSTHOG_PROJECT_ID", "phc_x", "posthog.project_id"),
         ("POSTHOG_PROJECT_ID", "", "posthog.project_id"),
         ("POSTHOG_URL", "https://eu.i.posthog.com", "https://eu.posthog.com: this host takes events"),

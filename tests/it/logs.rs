@@ -195,7 +195,7 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     assert!((5..=20).contains(&begins["held"].take().as_u64().unwrap()), "so many were in when the fifth failed");
     let expected = json!({
         "level": "WARN",
-        "message": "Variance cannot take events: they are held and tried again",
+        "message": "Variance cannot take events: they are held and retried",
         "reason": "Variance answered 502 Bad Gateway",
         "held": null,
     });
@@ -255,7 +255,7 @@ async fn a_variance_that_refuses_every_event_is_an_error_that_says_where_to_look
     assert!(line["held"].take().is_u64());
     let expected = json!({
         "level": "ERROR",
-        "message": "Variance refuses every event, so none is taken for refused: are variance.webhook_url and variance.format right?",
+        "message": "Variance refuses every event, so they are held: are variance.webhook_url and variance.format right?",
         "status": "422 Unprocessable Entity",
         "held": null,
     });
@@ -274,7 +274,7 @@ async fn a_full_connector_says_so_and_how_full_it_is() {
         posted += 1;
     }
     let mut line = program.line();
-    while line["message"] == "Variance cannot take events: they are held and tried again" {
+    while line["message"] == "Variance cannot take events: they are held and retried" {
         line = program.line();
     }
     let mut line = essence(&line);
@@ -282,7 +282,7 @@ async fn a_full_connector_says_so_and_how_full_it_is() {
     assert!(bytes > 14 << 20 && bytes <= 16 << 20, "{bytes}");
     let expected = json!({
         "level": "WARN",
-        "message": "the connector is full: senders are told to send again later",
+        "message": "the connector is full: senders must send again later",
         "held": posted,
         "bytes": null,
         "limit": 16 << 20,

@@ -54,6 +54,8 @@ async fn events_held_by_a_wrong_url_arrive_once_its_file_is_mended() {
     }
     assert_eq!(held(&address).await, 1_000);
 
+    std::fs::write(&file, "no URL").unwrap();
+    log.message("the webhook URL could not be read again").await;
     std::fs::write(&file, format!("http://{}/right\n", variance.address)).unwrap();
     log.message("the webhook URL was read again: it has changed").await;
     let before = variance.count();
@@ -97,13 +99,29 @@ async fn tokens_and_signing_secrets_rotate_by_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens");
     std::fs::write(&file, TOKEN).unwrap();
-    let (_running, address) = Program::serve(&variance).env("CONNECTOR_TOKEN_FILE", &file).ready().await;
+    let program = Program::serve(&variance).env("CONNECTOR_TOKEN_FILE", &file).env("CONNECTOR_LOG_FORMAT", "json");
+    let (_running, address, mut log) = program.ready_and_heard().await;
     assert_eq!(post_one(&address, TOKEN, "a").await, 200);
     std::fs::write(&file, format!("{OTHER_TOKEN}\n{TOKEN}\n")).unwrap();
     for token in [OTHER_TOKEN, TOKEN] {
         assert_eq!(post_one(&address, token, "b").await, 200, "{token}");
     }
+    log.message("the senders' credentials were read again: they have changed").await;
     assert_eq!(post_one(&address, "a-token-that-nobody-knows", "c").await, 401);
+}
+
+#[tokio::test]
+async fn tokens_stay_valid_when_their_file_cannot_be_read_again() {
+    let variance = Variance::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens");
+    std::fs::write(&file, TOKEN).unwrap();
+    let program = Program::serve(&variance).env("CONNECTOR_TOKEN_FILE", &file).env("CONNECTOR_LOG_FORMAT", "json");
+    let (_running, address, mut log) = program.ready_and_heard().await;
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(post_one(&address, OTHER_TOKEN, "a").await, 401);
+    log.message("the senders' credentials could not be read again: the previous ones stay valid").await;
+    assert_eq!(post_one(&address, TOKEN, "b").await, 200);
 }
 
 /// Starts the program with a configuration file.
@@ -137,7 +155,8 @@ async fn a_signal_reads_the_whole_configuration_again() {
 
     std::fs::write(&file, config("/second", "short", "")).unwrap();
     running.signal("-HUP");
-    let messages = log.message("the service goes on with the old one").await;
+    let messages =
+        log.message("the configuration was read again and has problems: the service keeps the old one").await;
     assert!(
         messages.iter().any(|message| message.contains("server.token") && message.contains("line 5")),
         "{messages:?}"

@@ -246,7 +246,7 @@ async fn lines_that_were_dropped_are_counted_and_told_of_once_the_log_is_written
         loop {
             assert_eq!(program.post(&["after"]).await, 200);
             while let Ok(line) = received.try_recv() {
-                if line["message"] == "lines of the log were dropped: it could not be written" {
+                if line["message"] == "log lines were dropped: the log could not be written" {
                     return line;
                 }
             }

@@ -196,7 +196,7 @@ impl FromPosthog {
                     continue;
                 }
                 if round == MAX_ROUNDS {
-                    let problem = format!("{day}: PostHog counts {count} events, and gave {read} of them");
+                    let problem = format!("{day}: PostHog counts {count} events, but returned {read} of them");
                     self.reader.unreadable(&problem);
                     continue;
                 }
@@ -297,9 +297,7 @@ impl FromPosthog {
             for row in rows {
                 let (day, count) = (text(row[0]).parse::<Date>(), text(row[1]).parse::<u64>());
                 let (Ok(day), Ok(count)) = (day, count) else {
-                    return Err(End::GiveUp(
-                        "PostHog answered with counts of another form than was asked for".to_owned(),
-                    ));
+                    return Err(End::GiveUp("PostHog answered with counts in an unexpected form".to_owned()));
                 };
                 counts.insert(day, count);
                 last = last.max(Some(day));
@@ -414,11 +412,13 @@ impl FromPosthog {
                     return Err(Failed::TooMuch(reason));
                 }
                 Err(QueryError::NoAnswer(reason)) => {
-                    if !self.has_answered && self.start.elapsed() > PATIENCE_AT_THE_START {
+                    let left = PATIENCE_AT_THE_START.saturating_sub(self.start.elapsed());
+                    if !self.has_answered && left.is_zero() {
                         let problem = format!("{reason}. Is posthog.url the address of PostHog?");
                         return Err(Failed::End(End::GiveUp(problem)));
                     }
-                    (reason, None)
+                    let pause = PAUSES.equal_jitter(self.failures + 1, &mut fastrand::Rng::new());
+                    (reason, Some(if self.has_answered { pause } else { pause.min(left) }))
                 }
                 Err(QueryError::AskLater(reason, pause)) => (reason, pause),
             };
@@ -431,7 +431,7 @@ impl FromPosthog {
     fn failed(&mut self, reason: &str) -> Result<(), End> {
         self.hopeless += 1;
         match self.hopeless > MAX_HOPELESS {
-            true => Err(End::GiveUp(format!("{reason}, although no less can be asked for at once"))),
+            true => Err(End::GiveUp(format!("{reason}, and the query cannot be made smaller"))),
             false => Ok(()),
         }
     }

@@ -96,7 +96,7 @@ impl Sender<'_> {
             select! {
                 biased;
                 () = shutdown.cancelled(), if self.stop_by.is_none() => {
-                    self.progress.say("Stopping: what is in flight is finished first. Ctrl-C again ends at once.");
+                    self.progress.say("Stopping: finishing the events in flight. Press Ctrl-C again to end at once.");
                     self.stop_by = Some(Instant::now() + self.grace);
                 }
                 () = sleep_until(self.stop_by.unwrap_or_else(Instant::now)), if self.stop_by.is_some() => break,

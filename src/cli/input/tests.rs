@@ -45,7 +45,9 @@ fn lines_are_read_each_by_itself_and_a_first_line_that_does_not_close_with_all_a
         ),
         (
             "{\"event\":\n\"a\"}\n{\"event\":\"b\"}",
-            &["! f:1: this line does not close, and all from here on is not JSON: expected nothing more at byte 15"],
+            &[
+                "! f:1: this line does not close, and everything from here on is not JSON: expected nothing more at byte 15",
+            ],
         ),
         ("[]\n{\"batch\":[]}\n[7]", &["f:3[0] 7: an event must be a JSON object"]),
         (

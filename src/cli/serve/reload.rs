@@ -46,9 +46,7 @@ impl Reloader<'_> {
                 for problem in problems {
                     tracing::error!("{problem}");
                 }
-                tracing::error!(
-                    "the configuration was read again and has problems: the service goes on with the old one"
-                );
+                tracing::error!("the configuration was read again and has problems: the service keeps the old one");
                 return;
             }
         };
@@ -60,7 +58,7 @@ impl Reloader<'_> {
         let mut fixed = self.service.reload(loaded.config.service);
         fixed.extend(self.log.reload(&loaded.config.log).then_some("log.format"));
         for name in fixed {
-            tracing::warn!("{name} has changed, which takes a restart: the service goes on with the old one");
+            tracing::warn!("{name} has changed, which needs a restart: the service keeps the old value");
         }
         tracing::info!("the configuration was read again");
     }

@@ -125,7 +125,7 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         (
             "VARIANCE_AUTHORIZATION",
             "\"Bearer abc",
-            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry, but it begins with a quotation mark that cannot be meant",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry, but it begins with an unmatched quotation mark",
         ),
         (
             "VARIANCE_AUTHORIZATION",

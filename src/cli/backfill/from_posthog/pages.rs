@@ -61,7 +61,7 @@ pub(super) struct Page {
 pub(super) enum Disorder {
     #[error("PostHog answered with an event outside of the time that was asked for")]
     Outside,
-    #[error("PostHog answered with events in another order than was asked for")]
+    #[error("PostHog answered with events in the wrong order")]
     Order,
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Line {
 
 /// The error of a row whose values cannot be what was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("PostHog answered with values of another form than was asked for")]
+#[error("PostHog answered with values in an unexpected form")]
 pub(super) struct Unusable;
 
 /// Returns the key of a page's row.

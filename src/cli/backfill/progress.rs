@@ -59,7 +59,7 @@ impl Progress {
         };
         let bar = if io::stderr().is_terminal() && !is_quiet {
             let style = ProgressStyle::with_template(template).expect("a template that is known to be right");
-            ProgressBar::new(0).with_style(style)
+            ProgressBar::new(0).with_style(style).with_message("reading")
         } else {
             ProgressBar::hidden()
         };

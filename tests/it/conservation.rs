@@ -113,10 +113,8 @@ async fn run(seed: u64) -> Exercised {
         senders.spawn(sender.batch(ids));
     }
     for _ in 0..6 {
-        let weather = match *rng.choice(&[0.0, 0.2, 0.9, 1.0, -1.0]).unwrap() {
-            faulty if faulty < 0.0 => Weather::Limited,
-            faulty => Weather::Faulty(faulty),
-        };
+        let faulty = [0.0, 0.2, 0.9, 1.0].map(Weather::Faulty);
+        let weather = [&faulty[..], &[Weather::Limited, Weather::Crowded]].concat()[rng.usize(0..6)];
         variance.script(ledger.script(weather, rng.fork()));
         variance.accepting(if rng.u8(0..4) == 0 { Accepting::Resetting } else { Accepting::Normally });
         sleep(Duration::from_millis(rng.u64(100..400))).await;
@@ -184,6 +182,8 @@ enum Weather {
     Faulty(f64),
     /// It takes a few requests in a short time, and answers 429 beyond that.
     Limited,
+    /// It has room for a few requests at once, each for a while, and answers 503 beyond that.
+    Crowded,
 }
 
 /// Returns an id. Of every twenty, about one is refused by the stand-in, and another makes it fail while the weather is
@@ -216,21 +216,23 @@ impl Ledger {
     /// Returns what the stand-in does in this weather.
     fn script(self: &Arc<Self>, weather: Weather, rng: Rng) -> impl Fn(&Received) -> Behaviour + Send + Sync + 'static {
         let (ledger, rng) = (Arc::clone(self), Mutex::new(rng));
-        let window = Mutex::new((Instant::now(), 0));
+        let (window, crowd) = (Mutex::new((Instant::now(), 0)), Mutex::new(Vec::new()));
         move |received| {
             let message = received.json();
             let id = message["messageId"].as_str().unwrap().to_owned();
             assert_eq!(message["properties"], json!({"of": id, "digits": 12345678901234567890_u64}), "altered");
             let mut rng = rng.lock().unwrap();
             let behaviour = match weather {
-                Weather::Faulty(_) | Weather::Limited if id.ends_with("poison-500") => Behaviour::Status(500),
-                Weather::Faulty(_) | Weather::Limited if id.ends_with("poison-403") => Behaviour::Status(403),
-                Weather::Faulty(_) | Weather::Limited if id.ends_with("poison-503") => {
+                _ if !matches!(weather, Weather::Fair) && id.ends_with("poison-500") => Behaviour::Status(500),
+                _ if !matches!(weather, Weather::Fair) && id.ends_with("poison-403") => Behaviour::Status(403),
+                _ if !matches!(weather, Weather::Fair) && id.ends_with("poison-503") => {
                     Behaviour::StatusWith(503, "Retry-After: 1\r\n".to_owned())
                 }
                 Weather::Faulty(faulty) if rng.f64() < faulty => fault(&mut rng),
                 Weather::Limited if is_beyond(&mut window.lock().unwrap()) => Behaviour::Status(429),
-                Weather::Fair | Weather::Faulty(_) | Weather::Limited => take(&mut rng, &id),
+                Weather::Crowded if has_no_room(&mut crowd.lock().unwrap()) => Behaviour::Status(503),
+                Weather::Crowded if !id.ends_with("bad") => Behaviour::After(STAY, Box::new(Behaviour::Status(200))),
+                Weather::Fair | Weather::Faulty(_) | Weather::Limited | Weather::Crowded => take(&mut rng, &id),
             };
             let mut entries = ledger.entries.lock().unwrap();
             let entry = entries.entry(id).or_default();
@@ -288,6 +290,17 @@ fn is_beyond((start, count): &mut (Instant, usize)) -> bool {
     }
     *count += 1;
     *count > 20
+}
+
+/// For how long a request takes room.
+const STAY: Duration = Duration::from_millis(20);
+
+/// True if too many are there already; else another one is.
+fn has_no_room(crowd: &mut Vec<Instant>) -> bool {
+    crowd.retain(|came| came.elapsed() < STAY);
+    let is_full = crowd.len() >= 8;
+    crowd.extend((!is_full).then(Instant::now));
+    is_full
 }
 
 fn fault(rng: &mut Rng) -> Behaviour {

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, path::Path};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::{
     harness::{self, AUTHORIZATION},
@@ -36,10 +37,8 @@ async fn held(address: &str) -> u64 {
     health["held"]["events"].as_u64().unwrap()
 }
 
-#[tokio::test]
-async fn events_held_by_a_wrong_url_arrive_once_its_file_is_mended() {
-    let variance = Variance::start().await;
-    only_at(&variance, "/right");
+/// Prepares a program that reads a wrong URL from the file `url` of a folder.
+fn with_url_file(variance: &Variance) -> (TempDir, Program) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("url");
     std::fs::write(&file, format!("http://{}/wrong\n", variance.address)).unwrap();
@@ -47,6 +46,25 @@ async fn events_held_by_a_wrong_url_arrive_once_its_file_is_mended() {
         .env("VARIANCE_WEBHOOK_URL_FILE", &file)
         .env("VARIANCE_AUTHORIZATION", AUTHORIZATION)
         .env("CONNECTOR_BATCH_DEADLINE", "500ms");
+    (folder, program)
+}
+
+/// Starts a program that reads its token from the file `tokens` of a folder.
+async fn with_token_file(variance: &Variance) -> (TempDir, Running, String, Errors) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens");
+    std::fs::write(&file, TOKEN).unwrap();
+    let program = Program::serve(variance).env("CONNECTOR_TOKEN_FILE", &file).env("CONNECTOR_LOG_FORMAT", "json");
+    let (running, address, log) = program.ready_and_heard().await;
+    (folder, running, address, log)
+}
+
+#[tokio::test]
+async fn events_held_by_a_wrong_url_arrive_once_its_file_is_mended() {
+    let variance = Variance::start().await;
+    only_at(&variance, "/right");
+    let (folder, program) = with_url_file(&variance);
+    let file = folder.path().join("url");
     let (running, address, mut log) = program.ready_and_heard().await;
     let names: Vec<_> = (0..1_000).map(|n| format!("event-{n}")).collect();
     for names in names.chunks(100) {
@@ -74,13 +92,8 @@ async fn events_held_by_a_wrong_url_arrive_once_its_file_is_mended() {
 async fn events_refused_at_a_wrong_url_arrive_once_its_file_is_mended() {
     let variance = Variance::start().await;
     variance.script(|received| Behaviour::Status(if received.path() == "/right" { 200 } else { 400 }));
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, program) = with_url_file(&variance);
     let file = folder.path().join("url");
-    std::fs::write(&file, format!("http://{}/wrong", variance.address)).unwrap();
-    let program = Program::new(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
-        .env("VARIANCE_WEBHOOK_URL_FILE", &file)
-        .env("VARIANCE_AUTHORIZATION", AUTHORIZATION)
-        .env("CONNECTOR_BATCH_DEADLINE", "300ms");
     let (_running, address, mut log) = program.ready_and_heard().await;
     let names: Vec<_> = (0..10).map(|n| format!("event-{n}")).collect();
     assert_eq!(post(&address, TOKEN, &names).await.0, 503, "nothing shows that Variance takes any event");
@@ -96,11 +109,8 @@ async fn events_refused_at_a_wrong_url_arrive_once_its_file_is_mended() {
 #[tokio::test]
 async fn tokens_and_signing_secrets_rotate_by_file() {
     let variance = Variance::start().await;
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, _running, address, mut log) = with_token_file(&variance).await;
     let file = folder.path().join("tokens");
-    std::fs::write(&file, TOKEN).unwrap();
-    let program = Program::serve(&variance).env("CONNECTOR_TOKEN_FILE", &file).env("CONNECTOR_LOG_FORMAT", "json");
-    let (_running, address, mut log) = program.ready_and_heard().await;
     assert_eq!(post_one(&address, TOKEN, "a").await, 200);
     std::fs::write(&file, format!("{OTHER_TOKEN}\n{TOKEN}\n")).unwrap();
     for token in [OTHER_TOKEN, TOKEN] {
@@ -113,11 +123,8 @@ async fn tokens_and_signing_secrets_rotate_by_file() {
 #[tokio::test]
 async fn tokens_stay_valid_when_their_file_cannot_be_read_again() {
     let variance = Variance::start().await;
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, _running, address, mut log) = with_token_file(&variance).await;
     let file = folder.path().join("tokens");
-    std::fs::write(&file, TOKEN).unwrap();
-    let program = Program::serve(&variance).env("CONNECTOR_TOKEN_FILE", &file).env("CONNECTOR_LOG_FORMAT", "json");
-    let (_running, address, mut log) = program.ready_and_heard().await;
     std::fs::remove_file(&file).unwrap();
     assert_eq!(post_one(&address, OTHER_TOKEN, "a").await, 401);
     log.message("the senders' credentials could not be read again: the previous ones stay valid").await;

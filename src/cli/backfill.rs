@@ -176,7 +176,10 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
                     crate::cli::tell(format_args!(
                         "note: a process that was killed (kill -9, out of memory) names nothing: fetch that time with --ingested"
                     ));
-                    drop(writeln!(io::stdout(), "The log names no event as lost: nothing is lost."));
+                    drop(writeln!(
+                        io::stdout(),
+                        "The log names no event as lost: nothing is lost of what the connector took in."
+                    ));
                 }
                 return Ok(None);
             }

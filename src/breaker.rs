@@ -130,16 +130,11 @@ impl Breaker {
     /// Notes that Variance's answer to an attempt asked for no attempts before `until`. Returns true if that opens the
     /// breaker.
     pub fn asked(&mut self, attempt: AttemptId, until: Instant) -> bool {
-        match &self.pause {
-            None => {
-                self.open(until);
-                return true;
-            }
-            Some(pause) if attempt > pause.set_after => self.open(until),
-            Some(pause) if until > pause.until => self.open(until),
-            Some(_) => {}
+        let opens = self.is_closed();
+        if self.pause.as_ref().is_none_or(|pause| attempt > pause.set_after || until > pause.until) {
+            self.open(until);
         }
-        false
+        opens
     }
 
     /// Notes that an attempt failed in a way that says nothing about Variance. If it was the probe, another may begin.

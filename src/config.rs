@@ -10,7 +10,8 @@
 //!    type parses itself).
 //! 3. Reading it in the function of its part below: `reader.get(&ROW)` for one with a default, else `option`, `list`,
 //!    `secret` or `secrets`. A test finds a row that is not listed, or that no loader reads.
-//! 4. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
+//! 4. If the setting cannot change while the service runs: its name in `Reload::reload` of `service.rs`.
+//! 5. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
 
 use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 

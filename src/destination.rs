@@ -1,13 +1,12 @@
-//! Variance's webhook: one attempt at a time, and what its result means for the event.
+//! Variance's webhook: an attempt to post an event, and the meaning of its result for the event.
 //!
-//! * **Refused or retried.** 400, 409, 413, 422 and the other 4xx that are not named next are the event's fault: it is refused,
-//!   and the rest goes on. 401 to 408, 410, 417, 421, 425, 426, 429, 431, 499, every 3xx and 5xx, time-outs and broken
-//!   connections are Variance's: the event is kept and tried again, with growing pauses. A 2xx is success once its head is
-//!   complete, whatever else is in it, up to 256 headers. A connection on which an attempt failed is not used again, and none
-//!   for more than four minutes.
-//!
-//! What the client cannot do: a reply with more headers than that, or whose head is not HTTP, tells nothing, not even its
-//! status; its event is tried again after 10 s, and not at once. A head may take 400 KiB while it is read.
+//! * **Accepted, refused or retried.** The table in `docs/delivery.md` says which statuses are which;
+//!   [`AttemptResult::of_status`] decides. A 2xx is success once its head is complete, with up to 256 headers, whatever is
+//!   wrong with them.
+//! * **Connections.** One is closed after a 5xx, a 421 or a broken attempt, so that a bad server behind a balancer does not
+//!   keep it, and after four minutes at most.
+//! * **Unreadable replies.** The client reports nothing of a reply with more headers than that, or whose head is not HTTP, not
+//!   even its status. Variance may have the event, so the event is retried after 10 s, and not at once.
 
 use std::{
     error::Error,

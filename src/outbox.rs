@@ -61,8 +61,8 @@ pub struct OutboxSettings {
     pub concurrency: usize,
     /// How long an undelivered event is held.
     pub retry_for: Duration,
-    /// Whether an event whose time is over is abandoned if it cannot be called refused. Else only a suspect is, see the
-    /// [rules](Outbox): others are held for as long as Variance is away.
+    /// True to abandon an event whose time is over and that cannot be called refused. Otherwise only a suspect is abandoned
+    /// (rule 5 of the module `state`), and others are held for as long as Variance is away.
     pub abandon: bool,
     /// Bytes of memory for undelivered events, bookkeeping included.
     pub max_held: usize,

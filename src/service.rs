@@ -27,11 +27,14 @@ pub struct ServiceSettings {
     pub outbox: outbox::OutboxSettings,
 }
 
+/// The memory of connections, remembered outcomes, waiting log lines and the program itself.
+const BESIDE: usize = 104 << 20;
+
 impl ServiceSettings {
     /// Returns the most memory that the process takes, in bytes. `docs/delivery.md` lists the parts of the sum.
     fn memory_limit(&self) -> usize {
         let bodies = (4 * self.server.max_body + (8 << 20)).max(16 << 20);
-        let sum = self.outbox.max_held + bodies + (104 << 20);
+        let sum = self.outbox.max_held + bodies + BESIDE;
         sum + sum / 4
     }
 }

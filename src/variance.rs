@@ -141,7 +141,7 @@ impl fmt::Debug for Message {
     }
 }
 
-/// A bounded buffer for a message. A piece that does not fit is left out, and so is everything after it.
+/// A bounded buffer for a message. Once a piece did not fit, the message is void.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Vec<u8>,

@@ -89,7 +89,7 @@ impl Slots {
         }
     }
 
-    /// Gives a client back after an attempt that went well.
+    /// Gives a client back, whose connection can be used again.
     pub(super) fn give_back(&self, mut slot: Slot) {
         slot.last_used = Some(Instant::now());
         self.0.free.lock().expect("no panic while it is held").push(slot);

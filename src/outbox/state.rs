@@ -1,7 +1,7 @@
 //! The outbox's state and its rules, without a clock, a task or a socket: every call says what time it is.
 //!
-//! One call changes it. What follows from that is taken then, with [`State::next_job`] and [`State::news`] until there is
-//! nothing more, and [`State::due`] says when to call [`State::expire`] next. The rules:
+//! One call changes it. Then the caller takes the attempts that this allows, with [`State::next_job`] until there are no more,
+//! and the news for the log, and [`State::due`] says when to call [`State::expire`] next. The rules:
 //!
 //! 1. Events that somebody waits for go first, requests take turns, and the backlog gets its share: [`Lanes`].
 //! 2. No more attempts are under way than Variance keeps up with.

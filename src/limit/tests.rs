@@ -247,6 +247,29 @@ fn destinations_of_every_kind_get_as_much_as_they_take() {
     assert_eq!(missed, [""; 0]);
 }
 
+#[test]
+fn a_limit_that_grew_in_a_slow_moment_falls_back_once_replies_come_at_once() {
+    let mut now = Instant::now();
+    let mut limit = Limit::new(256, now);
+    let mut rounds = |reply_time: Duration| {
+        for _ in 0..100 {
+            let mut attempts = Vec::new();
+            while limit.permit(now) {
+                attempts.push(limit.start(now));
+            }
+            now += reply_time;
+            for attempt in attempts {
+                limit.reply(attempt, Reply::Answered, now);
+                limit.free();
+            }
+        }
+        limit.value()
+    };
+    assert_eq!(rounds(Duration::from_millis(50)), 256);
+    assert_eq!(rounds(Duration::from_millis(1)), 64);
+    assert_eq!(rounds(Duration::from_millis(50)), 256);
+}
+
 /// PostHog's own backfill sends a thousand webhooks at once, each of which must be over in 2.5 s.
 #[test]
 fn a_burst_of_a_thousand_is_over_in_time() {

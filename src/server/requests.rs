@@ -173,12 +173,10 @@ impl Requests {
         let encoding = Encoding::of(headers).map_err(unsupported)?;
 
         let mut charge = Charge::new(&route.bodies, &self.strangers);
-        let is_proven = proof == Proof::Proven;
-        if is_proven {
+        if proof == Proof::Proven {
             charge.prove(seat);
         }
-        let at_once = if is_proven { LARGE } else { 0 };
-        let bytes = self.read(body, &mut charge, at_once, deadline.min(Instant::now() + BODY_TIMEOUT)).await?;
+        let bytes = self.read(body, &mut charge, deadline.min(Instant::now() + BODY_TIMEOUT)).await?;
         seat.owe_reply();
         let encoding = encoding.or_else(|| Encoding::of_content(&bytes));
         let mut received = Received { bytes, encoding, charge };
@@ -206,24 +204,16 @@ impl Requests {
         Ok(decoded)
     }
 
-    /// Reads a whole body until `deadline`. Whatever has not been read stays in `body`. Beyond `at_once` bytes, the buffer grows
-    /// with the bytes that have arrived, not with the announced length. It is charged as it grows.
-    async fn read(
-        &self,
-        body: &mut Body,
-        charge: &mut Charge,
-        at_once: usize,
-        deadline: Instant,
-    ) -> Result<Vec<u8>, Reply> {
+    /// Reads a whole body until `deadline`. Whatever has not been read stays in `body`. The buffer grows with what has
+    /// arrived, not with what was announced, and is charged as it grows.
+    async fn read(&self, body: &mut Body, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
         let max_body = self.server.settings.borrow().max_body;
         let announced = body.size_hint().upper().and_then(|announced| usize::try_from(announced).ok());
         let limit = announced.unwrap_or(max_body);
         if limit > max_body {
             return Err(Reply::too_large(max_body));
         }
-        let at_once = announced.unwrap_or(0).min(at_once);
-        charge.grow(at_once)?;
-        let mut whole = Vec::with_capacity(at_once);
+        let mut whole = Vec::new();
         loop {
             let frame = select! {
                 frame = timeout_at(deadline, body.frame()) => frame,

@@ -237,8 +237,8 @@ impl Destination {
         let (headers, reading) = self.credential.headers();
         // Boxed, because a future of this size would be copied whenever it is passed on.
         let attempt = timeout(self.attempt_timeout, Box::pin(self.send(headers, body)));
-        let (reply, slot) = match resolver::timed(attempt).await {
-            (Ok(Ok(reply)), _) => reply,
+        let mut answered = match resolver::timed(attempt).await {
+            (Ok(Ok(answered)), _) => answered,
             (Ok(Err(error)), look_up) => {
                 let fault = self.named(fault_of(&error), look_up);
                 tracing::debug!(error = Report(&error.without_url()).to_string(), "{fault}");
@@ -248,18 +248,20 @@ impl Destination {
                 return (AttemptResult::failed(self.named(Fault::Timeout, look_up)), Reply(None));
             }
         };
-        let status = reply.status();
+        let status = answered.reply.status();
         let mut result = AttemptResult::of_status(status);
         if let AttemptResult::Failed { fault, retry_after } = &mut result {
             if fault.is_credential() {
                 self.credential.doubt(reading);
             }
             if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-                *retry_after = asked_for(reply.headers());
+                *retry_after = asked_for(answered.reply.headers());
             }
         }
-        let is_bad = status.is_server_error() || status == StatusCode::MISDIRECTED_REQUEST;
-        let reply = Reply(Some(Unread { reply, slot: (!is_bad).then(|| (self.slots.clone(), slot)) }));
+        if status.is_server_error() || status == StatusCode::MISDIRECTED_REQUEST {
+            answered.slot = None;
+        }
+        let reply = Reply(Some(answered));
         if result == AttemptResult::Accepted
             && reply.is_web_page()
             && !self.has_warned_of_web_page.swap(true, Ordering::Relaxed)
@@ -271,16 +273,17 @@ impl Destination {
 
     /// Sends the request, and at once a second time if a connection breaks that may have been idle: most often Variance has
     /// closed it just then.
-    async fn send(&self, headers: HeaderMap, body: Bytes) -> reqwest::Result<(Response, Slot)> {
-        let slot = self.slots.take();
-        match slot.client.execute(self.request(headers, body.clone())).await {
+    async fn send(&self, headers: HeaderMap, body: Bytes) -> reqwest::Result<Box<Unread>> {
+        let mut slot = self.slots.take();
+        let reply = match slot.client.execute(self.request(headers, body.clone())).await {
             Err(error) if slot.may_have_been_idle() && fault_of(&error) == Fault::Broken => {
                 let (headers, _) = self.credential.headers();
-                let slot = self.slots.new_slot();
-                Ok((slot.client.execute(self.request(headers, body)).await?, slot))
+                slot = self.slots.new_slot();
+                slot.client.execute(self.request(headers, body)).await?
             }
-            result => Ok((result?, slot)),
-        }
+            result => result?,
+        };
+        Ok(Box::new(Unread { reply, slot: Some((self.slots.clone(), slot)) }))
     }
 
     fn request(&self, headers: HeaderMap, body: Bytes) -> Request {
@@ -313,7 +316,9 @@ fn asked_for(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// A reply whose status has been judged and whose body is unread.
-pub struct Reply(Option<Unread>);
+///
+/// Boxed, because it is large and passed on many times.
+pub struct Reply(Option<Box<Unread>>);
 
 struct Unread {
     reply: Response,
@@ -347,12 +352,13 @@ impl Reply {
 
     /// Reads the body within limits, so that the connection can be used again; beyond them it is closed.
     pub async fn discard(self) {
-        let Some(Unread { mut reply, slot: Some((slots, slot)) }) = self.0 else { return };
-        if reply.content_length() != Some(0) {
+        let Some(mut unread) = self.0 else { return };
+        let Some((slots, slot)) = unread.slot.take() else { return };
+        if unread.reply.content_length() != Some(0) {
             let (bytes, time) = REPLY_LIMIT;
             let read = async {
                 let mut left = bytes;
-                while let Ok(Some(chunk)) = reply.chunk().await {
+                while let Ok(Some(chunk)) = unread.reply.chunk().await {
                     match left.checked_sub(chunk.len()) {
                         Some(less) => left = less,
                         None => break,
@@ -362,7 +368,7 @@ impl Reply {
             // Whether it ended or not makes no difference: dropping a reply that is not read to its end closes the connection.
             drop(timeout(time, read).await);
         }
-        drop(reply);
+        drop(unread);
         slots.give_back(slot);
     }
 }

@@ -66,11 +66,13 @@ impl Slots {
     /// A client without a connection.
     pub(super) fn new_slot(&self) -> Slot {
         let Shared { free: _, network, resolver, connect_timeout, kept_for } = &*self.0;
+        // Without the maximum, each request would be copied for a second try that never comes.
+        let never = reqwest::retry::never().max_retries_per_request(0);
         let client = network
             .client(Client::builder())
             .user_agent(USER_AGENT)
             .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
+            .retry(never)
             .referer(false)
             .connect_timeout(*connect_timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)

@@ -14,6 +14,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -22,6 +23,7 @@ use std::{
 };
 
 use fastrand::Rng;
+use futures_util::FutureExt;
 use http::StatusCode;
 use tokio::{
     sync::{Notify, SetOnce, futures::Notified},
@@ -340,10 +342,10 @@ impl fmt::Debug for Outbox {
 }
 
 impl Shared {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         // Boxed, because it is large, and would be copied several times.
-        let (stop, task) = (self.stop.clone(), Box::pin(task));
-        self.tasks.spawn(async move { stop.run_until_cancelled(task).await });
+        let (shared, task) = (Arc::clone(self), Box::pin(task));
+        self.tasks.spawn(async move { shared.stop.run_until_cancelled(task).await });
     }
 
     /// Changes the state, starts the attempts that it allows after that, and sets the timer earlier if need be.
@@ -392,7 +394,13 @@ impl Shared {
             let destination = Arc::clone(&self.destination.read().expect("no panic while it is locked"));
             let (result, reply) = destination.post(job.message.body()).await;
             self.metrics.attempted(result.into(), start.elapsed());
-            let finished = self.change(|state, now| state.finish(&job, result, now));
+            // Most often the whole reply is here, and the connection is free again at once.
+            let mut rest = pin!(reply.discard());
+            let is_free = rest.as_mut().now_or_never().is_some();
+            let (finished, mut next) = self.change(|state, now| {
+                let finished = state.finish(&job, result, now);
+                (finished, if is_free { state.next_in_slot(now) } else { None })
+            });
             if finished.fault.is_some_and(Fault::is_url) {
                 self.url_doubted.notify_one();
             }
@@ -402,11 +410,10 @@ impl Shared {
             if let Some(ended) = finished.ended {
                 self.announce(ended);
             }
-            reply.discard().await;
-            let next = self.change(|state, now| {
-                state.free_slot();
-                state.next_job(now)
-            });
+            if !is_free {
+                rest.await;
+                next = self.change(State::next_in_slot);
+            }
             match next {
                 Some(next) => job = next,
                 None => return,

@@ -165,6 +165,9 @@ impl Health {
     /// When the log is to be told something, if nothing else happens.
     pub(super) fn news_due(&self, pacing: LogPacing, now: Instant) -> Option<Instant> {
         let told = &self.told;
+        if self.outage.is_none() && told.outage.is_none() && self.doubt.is_none() {
+            return None;
+        }
         let after = |last: Option<Instant>, wait| last.map_or(now, |last| last + wait);
         let doubt = (self.doubt.is_some() && !told.doubt).then(|| after(told.doubt_at, pacing.change));
         // A few faults are no outage yet, unless they go on.

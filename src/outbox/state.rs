@@ -364,6 +364,12 @@ impl State {
         self.limit.free();
     }
 
+    /// Notes the same, and returns the attempt that may be made on it now.
+    pub(super) fn next_in_slot(&mut self, now: Instant) -> Option<Job> {
+        self.free_slot();
+        self.next_job(now)
+    }
+
     /// Ends what has been held for too long. What is in flight ends when its attempt does.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Ended> {
         let over = self.entries.iter().take_while(|(_, entry)| self.is_over(entry, now));

@@ -5,10 +5,11 @@
 //! out.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     convert::Infallible,
     io,
     net::SocketAddr,
+    num::NonZeroU64,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -63,34 +64,36 @@ pub(super) struct Connections {
     head_timeout: Duration,
     tracker: TaskTracker,
     ending: CancellationToken,
-    idle: Arc<Idle>,
+    seats: Arc<Seats>,
 }
 
-/// The connections that may be closed for a new one.
+/// The seats of all connections, of which the idle ones may be closed for a new one.
 #[derive(Debug, Default)]
-pub(super) struct Idle {
-    seats: Mutex<Seats>,
-    /// Notified when there is one more.
+pub(super) struct Seats {
+    places: Mutex<HashMap<u64, Arc<Place>>>,
+    /// Counts how often a connection has become idle.
+    clock: AtomicU64,
+    /// Notified when one more is idle.
     more: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Seats {
-    last: u64,
-    /// Idle connections, in the order in which they became idle.
-    by_age: BTreeMap<u64, CancellationToken>,
+struct Place {
+    /// When the connection became idle, by [`Seats::clock`]; zero while it is not idle.
+    idle_since: AtomicU64,
+    /// Cancelled to end the connection.
+    close: CancellationToken,
 }
 
-/// The place of one connection.
+/// The seat of one connection.
 #[derive(Debug)]
 pub(super) struct Seat {
     /// The sender's address: a proxy's, where there is one.
     pub(super) peer: SocketAddr,
-    idle: Arc<Idle>,
-    /// Cancelled to end the connection.
-    close: CancellationToken,
-    /// The connection's key among the idle; zero while it is not idle.
-    since: AtomicU64,
+    seats: Arc<Seats>,
+    /// The key of its place.
+    number: u64,
+    place: Arc<Place>,
     /// True while a request has come in whole and is not answered yet.
     is_owed_reply: AtomicBool,
 }
@@ -102,7 +105,7 @@ pub(super) struct Busy(Arc<Seat>);
 impl Connections {
     /// Creates an empty set of connections.
     pub(super) fn new(head_timeout: Duration) -> Self {
-        Self { head_timeout, tracker: TaskTracker::new(), ending: CancellationToken::new(), idle: Arc::default() }
+        Self { head_timeout, tracker: TaskTracker::new(), ending: CancellationToken::new(), seats: Arc::default() }
     }
 
     /// Accepts connections and serves each in a task of its own, forever.
@@ -123,7 +126,7 @@ impl Connections {
             };
             let permit = self.make_room(&permits).await;
             let (router, ending, metrics) = (router.clone(), self.ending.clone(), metrics.clone());
-            let (head_timeout, seat) = (self.head_timeout, Seat::new(peer, &self.idle));
+            let (head_timeout, seat) = (self.head_timeout, Seat::new(peer, &self.seats));
             self.tracker.spawn(async move {
                 metrics.connections().inc();
                 connection(stream, router, head_timeout, &seat, ending).await;
@@ -137,12 +140,12 @@ impl Connections {
     async fn make_room(&self, permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
         let mut permit = pin!(Arc::clone(permits).acquire_owned());
         loop {
-            if permits.available_permits() == 0 && self.idle.close_longest() {
+            if permits.available_permits() == 0 && self.seats.close_longest() {
                 return permit.await.expect("it is never closed");
             }
             tokio::select! {
                 permit = &mut permit => return permit.expect("it is never closed"),
-                () = self.idle.more.notified() => {}
+                () = self.seats.more.notified() => {}
             }
         }
     }
@@ -155,27 +158,37 @@ impl Connections {
     }
 }
 
-impl Idle {
+impl Seats {
     /// Closes the connection that has been idle longest. Returns false if there is none.
     fn close_longest(&self) -> bool {
-        let longest = self.lock().by_age.pop_first();
-        longest.inspect(|(_, close)| close.cancel()).is_some()
+        let mut places = self.places();
+        let idle = places.iter().filter_map(|(number, place)| Some((place.idle_since()?, *number)));
+        let longest = idle.min().and_then(|(_, number)| places.remove(&number));
+        longest.inspect(|place| place.close.cancel()).is_some()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seats> {
-        self.seats.lock().expect("no panic while it is held")
+    /// Returns a number that is greater than all before it.
+    fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn places(&self) -> MutexGuard<'_, HashMap<u64, Arc<Place>>> {
+        self.places.lock().expect("no panic while it is held")
+    }
+}
+
+impl Place {
+    fn idle_since(&self) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.idle_since.load(Ordering::Relaxed))
     }
 }
 
 impl Seat {
-    pub(super) fn new(peer: SocketAddr, idle: &Arc<Idle>) -> Arc<Self> {
-        let seat = Self {
-            peer,
-            idle: Arc::clone(idle),
-            close: CancellationToken::new(),
-            since: AtomicU64::new(0),
-            is_owed_reply: AtomicBool::new(false),
-        };
+    pub(super) fn new(peer: SocketAddr, seats: &Arc<Seats>) -> Arc<Self> {
+        let place = Arc::<Place>::default();
+        let number = seats.now();
+        seats.places().insert(number, Arc::clone(&place));
+        let seat = Self { peer, seats: Arc::clone(seats), number, place, is_owed_reply: AtomicBool::new(false) };
         seat.rest();
         Arc::new(seat)
     }
@@ -187,21 +200,13 @@ impl Seat {
 
     /// Keeps the connection from being closed for another: its sender is known and waits for a reply.
     pub(super) fn keep(self: &Arc<Self>) -> Busy {
-        self.leave();
+        self.place.idle_since.store(0, Ordering::Relaxed);
         Busy(Arc::clone(self))
     }
 
     fn rest(&self) {
-        let mut seats = self.idle.lock();
-        seats.last += 1;
-        let since = seats.last;
-        seats.by_age.insert(since, self.close.clone());
-        self.since.store(since, Ordering::Relaxed);
-        self.idle.more.notify_one();
-    }
-
-    fn leave(&self) {
-        self.idle.lock().by_age.remove(&self.since.swap(0, Ordering::Relaxed));
+        self.place.idle_since.store(self.seats.now(), Ordering::Relaxed);
+        self.seats.more.notify_one();
     }
 }
 
@@ -213,7 +218,7 @@ impl Drop for Busy {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.leave();
+        self.seats.places().remove(&self.number);
     }
 }
 
@@ -245,7 +250,7 @@ async fn connection(
         // Writing goes first: a connection is closed for another only when nothing is left to write.
         biased;
         result = connection.as_mut() => result,
-        () = seat.close.cancelled() => Ok(()),
+        () = seat.place.close.cancelled() => Ok(()),
         () = ending.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -91,7 +91,7 @@ impl Strangers {
         Self(Arc::new(Mutex::new(Bodies { room: bytes, began: 0, bodies: BTreeMap::new() })))
     }
 
-    fn begin(&self) -> Sender {
+    fn begin_body(&self) -> Sender {
         let gives_way = CancellationToken::new();
         let mut strangers = self.lock();
         strangers.began += 1;
@@ -130,8 +130,18 @@ impl Bodies {
 
 impl Charge {
     /// Creates an empty charge, which grows within the memory of a route and that of strangers.
-    pub(super) fn new(route: &Memory, strangers: &Strangers) -> Self {
-        Self { route: route.take(0).expect("there is always room for nothing"), sender: strangers.begin() }
+    pub(super) fn of_stranger(route: &Memory, strangers: &Strangers) -> Self {
+        Self::new(route, strangers.begin_body())
+    }
+
+    /// Creates an empty charge, which grows within the memory of a route. The connection is kept until the request is
+    /// answered.
+    pub(super) fn of_known(route: &Memory, seat: &Arc<Seat>) -> Self {
+        Self::new(route, Sender::Known { _busy: seat.keep() })
+    }
+
+    fn new(route: &Memory, sender: Sender) -> Self {
+        Self { route: route.take(0).expect("there is always room for nothing"), sender }
     }
 
     /// Takes more memory.
@@ -192,7 +202,7 @@ impl Drop for Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::connections::Idle;
+    use crate::server::connections::Seats;
 
     fn room(memory: &Memory) -> usize {
         memory.0.available_permits()
@@ -202,11 +212,11 @@ mod tests {
     fn a_charge_takes_from_both_memories_or_from_none_and_gives_all_back() {
         let (route, strangers) = (Memory::new(100), Strangers::new(10));
         let rooms = || (room(&route), strangers.lock().room);
-        let mut charge = Charge::new(&route, &strangers);
+        let mut charge = Charge::of_stranger(&route, &strangers);
         assert_eq!(charge.grow(8), Ok(()));
         assert_eq!(charge.grow(3), Err(NoRoom));
         assert_eq!(rooms(), (92, 2));
-        charge.prove(&Seat::new("127.0.0.1:1".parse().unwrap(), &Arc::<Idle>::default()));
+        charge.prove(&Seat::new("127.0.0.1:1".parse().unwrap(), &Arc::<Seats>::default()));
         assert_eq!(rooms(), (92, 10));
         assert_eq!(charge.grow(92), Ok(()));
         assert_eq!(charge.grow(1), Err(NoRoom));
@@ -221,7 +231,7 @@ mod tests {
     #[test]
     fn of_strangers_bodies_the_one_that_began_first_makes_room() {
         let (route, strangers) = (Memory::new(100), Strangers::new(10));
-        let began = || Charge::new(&route, &strangers);
+        let began = || Charge::of_stranger(&route, &strangers);
         let gives_way = |charge: &Charge| match &charge.sender {
             Sender::Stranger { gives_way, .. } => gives_way.is_cancelled(),
             Sender::Known { .. } => unreachable!(),

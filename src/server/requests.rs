@@ -172,10 +172,10 @@ impl Requests {
         let unsupported = |error: Unsupported| Reply::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, error.to_string());
         let encoding = Encoding::of(headers).map_err(unsupported)?;
 
-        let mut charge = Charge::new(&route.bodies, &self.strangers);
-        if proof == Proof::Proven {
-            charge.prove(seat);
-        }
+        let mut charge = match proof {
+            Proof::Proven => Charge::of_known(&route.bodies, seat),
+            Proof::Unproven { .. } => Charge::of_stranger(&route.bodies, &self.strangers),
+        };
         let bytes = self.read(body, &mut charge, deadline.min(Instant::now() + BODY_TIMEOUT)).await?;
         seat.owe_reply();
         let encoding = encoding.or_else(|| Encoding::of_content(&bytes));

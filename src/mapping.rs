@@ -340,7 +340,9 @@ fn plain_search(url: &str) -> Option<&str> {
     let (host, rest) = rest.split_at(host_len);
     // The last label of a name begins with a letter, unlike that of an address. A name in Punycode has to be checked.
     let last_label = host.rsplit('.').next().unwrap_or_default();
-    if !last_label.starts_with(|first: char| first.is_ascii_lowercase()) || host.contains("xn--") {
+    if !last_label.starts_with(|first: char| first.is_ascii_lowercase())
+        || host.as_bytes().windows(4).any(|part| part == b"xn--")
+    {
         return None;
     }
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/?=&-._~%+:,;@!$*()#".contains(&byte);

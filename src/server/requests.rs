@@ -58,6 +58,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time for which the rest of a body is read after an early reply, so that the sender gets to read the reply.
 const DISCARD_FOR: Duration = Duration::from_secs(5);
 
+/// How many times as large as what has arrived the buffer of a known sender's body becomes, up to [`LARGE`]. That way
+/// most bodies are copied once at most.
+const GROWTH: usize = 16;
+
 /// The initial size of the buffer for the mapping: most messages find room in it.
 const SCRATCH: usize = 4 << 10;
 
@@ -213,32 +217,36 @@ impl Requests {
         if limit > max_body {
             return Err(Reply::too_large(max_body));
         }
-        let mut whole = Vec::new();
-        loop {
-            let frame = select! {
-                frame = timeout_at(deadline, body.frame()) => frame,
-                () = charge.given_way() => return Err(NoRoom.into()),
-                () = self.draining.cancelled() => return Err(Reply::draining()),
-            };
-            let frame = match frame {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(_))) => return Err(Reply::error(StatusCode::BAD_REQUEST, "the body broke off")),
-                Ok(None) => return Ok(whole),
-                Err(_elapsed) => {
-                    return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time"));
+        let soon = if charge.is_stranger() { 0 } else { LARGE };
+        let whole = async {
+            let mut whole = Vec::new();
+            loop {
+                let frame = select! {
+                    biased;
+                    () = charge.given_way() => return Err(NoRoom.into()),
+                    frame = body.frame() => frame,
+                };
+                let Some(frame) = frame else { return Ok(whole) };
+                let Ok(frame) = frame else {
+                    return Err(Reply::error(StatusCode::BAD_REQUEST, "the body broke off"));
+                };
+                let Ok(piece) = frame.into_data() else { continue };
+                let len = whole.len() + piece.len();
+                if len > max_body {
+                    return Err(Reply::too_large(max_body));
                 }
-            };
-            let Ok(piece) = frame.into_data() else { continue };
-            let len = whole.len() + piece.len();
-            if len > max_body {
-                return Err(Reply::too_large(max_body));
+                if len > whole.capacity() {
+                    let capacity = (2 * len).max(soon.min(GROWTH * len)).min(limit);
+                    charge.grow(capacity - whole.capacity())?;
+                    whole.reserve_exact(capacity - whole.len());
+                }
+                whole.extend_from_slice(&piece);
             }
-            if len > whole.capacity() {
-                let capacity = (2 * whole.len()).min(limit).max(len);
-                charge.grow(capacity - whole.capacity())?;
-                whole.reserve_exact(capacity - whole.len());
-            }
-            whole.extend_from_slice(&piece);
+        };
+        match timeout_at(deadline, self.draining.run_until_cancelled(whole)).await {
+            Ok(Some(read)) => read,
+            Ok(None) => Err(Reply::draining()),
+            Err(_elapsed) => Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time")),
         }
     }
 
@@ -318,7 +326,7 @@ impl Requests {
             })?;
             charge.shrink_to(bytes.capacity());
         }
-        let text = str::from_utf8(&bytes)
+        let text = simdutf8::basic::from_utf8(&bytes)
             .map_err(|_| Reply::error(StatusCode::BAD_REQUEST, "the body is not JSON: it is not UTF-8"))?;
         let mut scratch = Vec::with_capacity(bytes.len().min(SCRATCH));
         let mut refused = None;

@@ -117,6 +117,11 @@ impl<'a> Raw<'a> {
     pub fn members(self) -> Vec<(Text<'a>, Self)> {
         if self.is_object() { members(self.0) } else { Vec::new() }
     }
+
+    /// Returns the last member of that name, unless it is null or the value is of another type than an object.
+    pub fn member(self, name: &str) -> Option<Self> {
+        last(&self.members(), name)
+    }
 }
 
 impl ObjectText<'_> {
@@ -132,9 +137,13 @@ impl ObjectText<'_> {
 
     /// Returns the last member of that name, unless it is null.
     pub fn member(&self, name: &str) -> Option<Raw<'_>> {
-        let members = self.members();
-        members.iter().rfind(|(key, _)| *key.unescaped() == *name.as_bytes())?.1.non_null()
+        last(&self.members(), name)
     }
+}
+
+/// Returns the last member of that name, unless it is null.
+fn last<'a>(members: &[(Text<'_>, Raw<'a>)], name: &str) -> Option<Raw<'a>> {
+    members.iter().rfind(|(key, _)| *key.unescaped() == *name.as_bytes())?.1.non_null()
 }
 
 fn members(object: &str) -> Vec<(Text<'_>, Raw<'_>)> {

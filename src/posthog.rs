@@ -349,22 +349,15 @@ impl<'a> Event<'a> {
     /// Returns the properties of the event's person, if the body has them: the webhook destination puts them beside the
     /// event, older senders inside it, exported files under `person_properties`.
     pub fn person_properties(&self) -> Option<ObjectText<'a>> {
-        let of_person = self.person.and_then(|person| member(person, "properties"));
+        let of_person = self.person.and_then(|person| person.member("properties"));
         of_person.or(self.person_properties).and_then(Raw::object_text)
     }
 
     /// Returns the properties of the event's group, if the webhook destination's body was extended by `groups`.
     pub fn group_properties(&self) -> Option<ObjectText<'a>> {
         let group_type = self.properties.group_type?.as_text()?.to_scalar_string();
-        member(member(self.groups?, &group_type)?, "properties")?.object_text()
+        self.groups?.member(&group_type)?.member("properties")?.object_text()
     }
-}
-
-/// Returns the last member of that name, unless it is null.
-pub fn member<'a>(object: Raw<'a>, name: &str) -> Option<Raw<'a>> {
-    let members = object.members();
-    let named = members.iter().rfind(|(key, _)| *key.unescaped() == *name.as_bytes());
-    named.and_then(|(_, value)| value.non_null())
 }
 
 /// A function that walks over an array of elements, given the `sent_at` that stands before the array.

@@ -223,7 +223,7 @@ fn is_open(line: &[u8]) -> bool {
 
 /// True for the `…_manifest.json` that PostHog leaves beside exported files.
 fn is_manifest(element: Raw<'_>) -> bool {
-    posthog::member(element, "files").is_some_and(|files| files.as_str().starts_with('['))
+    element.member("files").is_some_and(|files| files.as_str().starts_with('['))
 }
 
 impl<'a> Original<'a> {

@@ -521,7 +521,7 @@ proptest! {
 fn no_key_comes_twice(message: &str) -> bool {
     let message = Raw::parse(message).unwrap();
     let objects = [&[][..], &["context"], &["context", "traits"], &["properties"], &["traits"]];
-    objects.iter().filter_map(|path| path.iter().try_fold(message, |object, key| posthog::member(object, key))).all(
+    objects.iter().filter_map(|path| path.iter().try_fold(message, |object: Raw<'_>, key| object.member(key))).all(
         |object| {
             let members = object.members();
             (1..members.len()).all(|index| members[..index].iter().all(|earlier| earlier.0 != members[index].0))

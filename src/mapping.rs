@@ -141,7 +141,7 @@ impl MappingSettings {
     pub fn message(&self, event: &Event<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Result<Message, NoMessage> {
         let call = self.call(event)?;
         let mut write = |search: Option<&str>| {
-            Message::write_within(event.max_message(), call, event.uuid.as_str(), scratch, |out| match self.format {
+            Message::write(event.max_message(), call, event.uuid.as_str(), scratch, |out| match self.format {
                 Format::Posthog => out.push(event.raw.as_str().as_bytes()),
                 Format::Variance => Object::write(out, |body| self.body(body, call, event, arrived, search)),
             })

@@ -35,7 +35,7 @@ use self::{
     health::News,
     loss_log::LossLog,
     memory::IdentityKey,
-    state::{Admission, Ended, Job, State},
+    state::{Ended, Job, State},
 };
 pub use self::{
     health::{Health, LogPacing},
@@ -144,8 +144,10 @@ fn last_answer(fault: Option<&Fault>) -> String {
 /// What became of an event that was handed over.
 #[derive(Debug)]
 pub enum HandOver {
-    /// It is under way.
-    UnderWay(Pending),
+    /// It is under way from now on.
+    New(Pending),
+    /// It was under way already: this is a re-send.
+    Joined(Pending),
     /// It has ended before: this is a re-send.
     Ended(Outcome),
     /// There is no room for it now.
@@ -234,24 +236,13 @@ impl Outbox {
 
     /// Takes an event of a request in, or joins the one of the same identity.
     pub fn hand_over(&self, request: RequestId, identity: Identity, message: &Message) -> HandOver {
-        if state::cost(message) > self.0.max_held {
-            return HandOver::TooLarge;
+        let handed_over = self.0.change(|state, now| state.hand_over(request, identity, message, now));
+        match handed_over {
+            HandOver::New(_) | HandOver::TooLarge => {}
+            HandOver::Joined(_) | HandOver::Ended(_) => self.0.joined(&identity),
+            HandOver::Full => self.0.tell_that_full(),
         }
-        match self.0.change(|state, now| state.hand_over(request, identity, message, now)) {
-            Admission::New(outcome) => HandOver::UnderWay(Pending(outcome)),
-            Admission::Joined(outcome) => {
-                self.0.joined(&identity);
-                HandOver::UnderWay(Pending(outcome))
-            }
-            Admission::Final(outcome) => {
-                self.0.joined(&identity);
-                HandOver::Ended(outcome)
-            }
-            Admission::Full => {
-                self.0.tell_that_full();
-                HandOver::Full
-            }
-        }
+        handed_over
     }
 
     /// A notice that there may be room for more, from the moment of this call on.
@@ -518,7 +509,7 @@ mod tests {
             connections_kept_for: Duration::from_secs(60),
         };
         let outbox = Outbox::start(OutboxSettings::default(), Destination::new(nowhere), Metrics::new());
-        let message = Message::write(Call::Capture, "a", &mut Vec::new(), |out| out.extend_from_slice(b"{}"));
+        let message = Message::write(3, Call::Capture, "a", &mut Vec::new(), |out| out.push(b"{}")).unwrap();
         let held_and_waiters = || {
             let state = &outbox.0.driven().state;
             (state.held().0, state.waiters())
@@ -527,7 +518,7 @@ mod tests {
             // A request may hold the same event many times.
             let pending: Vec<_> = (0..10)
                 .map(|_| match outbox.hand_over(outbox.request(), outbox.identity(&["a", "e", "d"], b""), &message) {
-                    HandOver::UnderWay(pending) => pending,
+                    HandOver::New(pending) | HandOver::Joined(pending) => pending,
                     handed => panic!("{handed:?}"),
                 })
                 .collect();

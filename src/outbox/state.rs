@@ -23,7 +23,7 @@ use http::StatusCode;
 use tokio::{sync::SetOnce, time::Instant};
 
 use super::{
-    OutboxSettings, Outcome, Refusal, RequestId,
+    HandOver, OutboxSettings, Outcome, Pending, Refusal, RequestId,
     health::{Health, News},
     lanes::{Lanes, Place},
     memory::{Identity, Known, Memory, Number},
@@ -88,19 +88,6 @@ struct Entry {
     followed: u32,
     is_suspect: bool,
     is_doubted: bool,
-}
-
-/// What became of an event that was handed over.
-#[derive(Debug)]
-pub(super) enum Admission {
-    /// It is in, and will end so.
-    New(Arc<SetOnce<Outcome>>),
-    /// It was in, and will end so.
-    Joined(Arc<SetOnce<Outcome>>),
-    /// It has ended before.
-    Final(Outcome),
-    /// There is no room.
-    Full,
 }
 
 /// An attempt to be made.
@@ -200,15 +187,18 @@ impl State {
         identity: Identity,
         message: &Message,
         now: Instant,
-    ) -> Admission {
+    ) -> HandOver {
+        let cost = cost(message);
+        if cost > self.settings.max_held {
+            return HandOver::TooLarge;
+        }
         match self.memory.look_up(&identity, now) {
-            Some(Known::Final(outcome)) => return Admission::Final(outcome),
-            Some(Known::UnderWay(number)) => return Admission::Joined(self.join(request, number)),
+            Some(Known::Final(outcome)) => return HandOver::Ended(outcome),
+            Some(Known::UnderWay(number)) => return HandOver::Joined(self.join(request, number)),
             None => {}
         }
-        let cost = cost(message);
         if self.held_bytes + cost > self.settings.max_held {
-            return Admission::Full;
+            return HandOver::Full;
         }
         self.held_bytes += cost;
         self.last_number += 1;
@@ -230,11 +220,11 @@ impl State {
         };
         self.entries.insert(number, entry);
         self.memory.begin(identity, number);
-        Admission::New(told)
+        HandOver::New(Pending(told))
     }
 
     /// Lets a request wait for an event that is held. That makes it live if it has not failed.
-    fn join(&mut self, request: RequestId, number: Number) -> Arc<SetOnce<Outcome>> {
+    fn join(&mut self, request: RequestId, number: Number) -> Pending {
         let entry = self.entries.get_mut(&number).expect("what is under way is held");
         if entry.failures == 0
             && let Some(place @ Place::Backlog(_)) = entry.place
@@ -242,7 +232,7 @@ impl State {
             self.lanes.remove(number, place);
             entry.place = Some(self.lanes.add_live(request, number));
         }
-        Arc::clone(&entry.outcome)
+        Pending(Arc::clone(&entry.outcome))
     }
 
     /// The next attempt that may be made now, if there is one. It takes a slot, see [`State::free_slot`].
@@ -360,7 +350,7 @@ impl State {
     }
 
     /// Notes that the connection of a finished attempt can be used again.
-    pub(super) fn free_slot(&mut self) {
+    fn free_slot(&mut self) {
         self.limit.free();
     }
 
@@ -373,9 +363,8 @@ impl State {
     /// Ends what has been held for too long. What is in flight ends when its attempt does.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Ended> {
         let over = self.entries.iter().take_while(|(_, entry)| self.is_over(entry, now));
-        let over: Vec<_> = over.filter(|(_, entry)| entry.place.is_some()).map(|(number, _)| *number).collect();
-        let outcomes = over.into_iter().filter_map(|number| Some((number, self.gives_up(number, now)?)));
-        let outcomes: Vec<_> = outcomes.collect();
+        let over = over.filter(|(_, entry)| entry.place.is_some());
+        let outcomes: Vec<_> = over.filter_map(|(number, _)| Some((*number, self.gives_up(*number, now)?))).collect();
         outcomes.into_iter().map(|(number, outcome)| self.end(number, outcome, now)).collect()
     }
 
@@ -517,7 +506,7 @@ fn reply_of(fault: Fault, retry_after: Option<Duration>, is_alone: bool) -> Repl
 }
 
 /// The memory that an entry takes, the message's included.
-pub(super) fn cost(message: &Message) -> usize {
+fn cost(message: &Message) -> usize {
     message.allocated() + ENTRY_COST
 }
 

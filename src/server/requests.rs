@@ -422,7 +422,7 @@ impl Requests {
             let fate = loop {
                 let room = outbox.room();
                 match outbox.hand_over(request, *identity, message) {
-                    HandOver::UnderWay(pending) => {
+                    HandOver::New(pending) | HandOver::Joined(pending) => {
                         under_way.push(async move { (index, pending.wait().await) });
                         break Fate::UnderWay;
                     }

@@ -130,7 +130,7 @@ impl Sender<'_> {
         let handed_over = self.outbox.hand_over(self.request, *identity, message);
         self.under_way.insert(number, work);
         match handed_over {
-            HandOver::UnderWay(pending) => {
+            HandOver::New(pending) | HandOver::Joined(pending) => {
                 self.outcomes.push(Box::pin(async move { (number, pending.wait().await) }));
             }
             HandOver::Ended(outcome) => self.ended(number, outcome),

@@ -83,7 +83,7 @@ struct Event {
 struct Held {
     arrival: u64,
     arrived: Instant,
-    waiters: Vec<Arc<SetOnce<Outcome>>>,
+    waiters: Vec<Pending>,
     is_in_flight: bool,
     failures: u32,
     last_fault: Option<Fault>,
@@ -251,9 +251,10 @@ impl World {
 
     fn hand_over(&mut self, id: u8, request: RequestId) {
         let identity = self.key.identity([&[id], &[self.events[&id].name], b"d"], &[id]);
-        let message = Message::write(Call::Capture, &format!("{id:03}"), &mut Vec::new(), |out| {
-            out.extend_from_slice(&[b'x'; BYTES - 3]);
+        let message = Message::write(BYTES, Call::Capture, &format!("{id:03}"), &mut Vec::new(), |out| {
+            out.push(&[b'x'; BYTES - 3]);
         });
+        let message = message.expect("it is no larger");
         let (held, bytes) = self.state.held();
         let known = self.events[&id].ended;
         let age = known.map(|(_, ended)| self.now - ended);
@@ -262,11 +263,11 @@ impl World {
             Some(_) => age < Some(MINUTE - SECOND),
             None => false,
         };
-        let admission = self.state.hand_over(request, identity, &message, self.now);
+        let handed_over = self.state.hand_over(request, identity, &message, self.now);
         let event = self.events.get_mut(&id).unwrap();
-        match (admission, &mut event.held) {
-            (Admission::Joined(waiter), Some(held)) => held.waiters.push(waiter),
-            (Admission::New(waiter), None) => {
+        match (handed_over, &mut event.held) {
+            (HandOver::Joined(waiter), Some(held)) => held.waiters.push(waiter),
+            (HandOver::New(waiter), None) => {
                 assert!(!is_known, "it had ended: {known:?}");
                 assert!(bytes + BYTES + ENTRY_COST <= MAX_HELD, "there was no room");
                 self.arrivals += 1;
@@ -283,15 +284,15 @@ impl World {
                 });
                 event.ended = None;
             }
-            (Admission::Final(outcome), None) => {
+            (HandOver::Ended(outcome), None) => {
                 assert_eq!(known.map(|(outcome, _)| outcome), Some(outcome));
                 assert!(outcome == Outcome::Delivered || age <= Some(MINUTE), "a refusal of {age:?} ago");
             }
-            (Admission::Full, None) => {
+            (HandOver::Full, None) => {
                 assert!(!is_known, "it had ended: {known:?}");
                 assert!(bytes + BYTES + ENTRY_COST > MAX_HELD, "there was room beside {held}");
             }
-            (admission, held) => panic!("{admission:?} of {held:?}"),
+            (handed_over, held) => panic!("{handed_over:?} of {held:?}"),
         }
         self.settle();
     }
@@ -554,7 +555,7 @@ impl World {
         let event = self.events.get_mut(&id).unwrap();
         let held = event.held.take().expect("it ends once");
         ended.tell();
-        let told: Vec<_> = held.waiters.iter().map(|waiter| waiter.get().copied()).collect();
+        let told: Vec<_> = held.waiters.iter().map(Pending::get).collect();
         assert_eq!(told, vec![Some(outcome); held.waiters.len()], "all who wait are told");
         if matches!(outcome, Outcome::Delivered | Outcome::Refused(Refusal::Status(_))) {
             event.ended = Some((outcome, self.now));

@@ -75,7 +75,7 @@ pub struct OutboxSettings {
 impl Default for OutboxSettings {
     fn default() -> Self {
         Self {
-            concurrency: 64,
+            concurrency: 256,
             retry_for: Duration::from_secs(60 * 60),
             abandon: true,
             max_held: 64 << 20,

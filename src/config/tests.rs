@@ -120,6 +120,14 @@ fn the_example_with_all_that_is_commented_out_loads_too() {
 }
 
 #[test]
+fn settings_that_nobody_sets_are_those_that_the_parts_take_by_default() {
+    let ServiceSettings { server, mapping, outbox, .. } = Given::new(&[]).load().config.service;
+    assert_eq!(format!("{server:?}"), format!("{:?}", ServerSettings::default()));
+    assert_eq!(format!("{mapping:?}"), format!("{:?}", MappingSettings::default()));
+    assert_eq!(format!("{outbox:?}"), format!("{:?}", outbox::OutboxSettings::default()));
+}
+
+#[test]
 fn a_flag_comes_before_the_environment_and_that_before_the_file_and_that_before_the_default() {
     let file = "[server]\n\nlisten = '127.0.0.1:3'\n[log]\nlevel = 'error'";
     let mut given = Given::new(&[("CONNECTOR_LISTEN", "127.0.0.1:2")]).file(file);

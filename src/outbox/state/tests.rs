@@ -411,7 +411,12 @@ impl World {
             }
             self.waiting.insert(request, self.turns.len());
             self.standing.remove(&id);
-            self.skipped.remove(&request);
+            // Those for which nobody waits any more keep their places, but will not take their turns either.
+            let stands_in_vain = |entry: &&Entry| match entry.place {
+                Some(Place::Live(of, _)) => of == request && !entry.is_awaited(),
+                _ => false,
+            };
+            self.skipped.insert(request, self.state.entries.values().filter(stands_in_vain).count());
         }
         self.live_in_a_row = if is_live { self.live_in_a_row + 1 } else { 0 };
         self.attempts += 1;

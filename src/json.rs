@@ -87,6 +87,11 @@ impl<'a> Raw<'a> {
         Some(Text { inside, escaped: inside.contains('\\') })
     }
 
+    /// Returns the text of a string, each lone surrogate replaced by U+FFFD, or the JSON of any other value.
+    pub fn to_plain(self) -> Cow<'a, str> {
+        self.as_text().map_or(Cow::Borrowed(self.0), Text::to_scalar_string)
+    }
+
     /// True if the value is an object.
     pub fn is_object(self) -> bool {
         self.0.starts_with('{')

@@ -306,12 +306,10 @@ fn is_anonymous(properties: &posthog::Properties<'_>) -> bool {
 /// True if the `distinct_id` is one that SDKs make up from a group's type and key, since they must send one.
 fn is_group_itself(event: &Event<'_>) -> bool {
     let properties = &event.properties;
-    let text = |value: Raw<'_>| {
-        value.as_text().map_or_else(|| value.as_str().to_owned(), |text| text.to_scalar_string().into())
-    };
-    let id = event.distinct_id.or(properties.distinct_id).map(text);
-    let (group_type, group_key) = (properties.group_type.map(text), properties.group_key.map(text));
-    group_type.zip(group_key).is_some_and(|(group_type, group_key)| id == Some(format!("${group_type}_{group_key}")))
+    let id = event.distinct_id.or(properties.distinct_id).map(Raw::to_plain);
+    let (group_type, group_key) = (properties.group_type.map(Raw::to_plain), properties.group_key.map(Raw::to_plain));
+    let parts = id.zip(group_type).zip(group_key);
+    parts.is_some_and(|((id, group_type), group_key)| *id == *format!("${group_type}_{group_key}"))
 }
 
 /// Returns the first candidate that JavaScript takes for true, as the app's `get(a | b)` did.

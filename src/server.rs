@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::connections::MAX_CONNECTIONS;
-use self::{connections::Connections, requests::Requests, routes::Routes};
+use self::{connections::Connections, memory::Memory, requests::Requests, routes::Routes};
 use crate::{auth::Auth, mapping::MappingSettings, metrics::Metrics, outbox::Outbox};
 
 mod account;
@@ -70,6 +70,11 @@ impl Default for ServerSettings {
             head_timeout: HEAD_TIMEOUT,
         }
     }
+}
+
+/// Returns the most memory that the bodies of all requests take together, in bytes, if each may have `max_body`.
+pub fn memory_of_bodies(max_body: usize) -> usize {
+    2 * Memory::bytes_of_route(max_body)
 }
 
 /// Binds a listener with a queue long enough for PostHog's bursts.

@@ -9,7 +9,7 @@ use crate::{
     mapping::MappingSettings,
     metrics::Metrics,
     outbox::{self, Outbox},
-    server::{Server, ServerSettings},
+    server::{self, Server, ServerSettings},
 };
 
 /// The settings of all parts.
@@ -33,8 +33,7 @@ const BESIDE: usize = 104 << 20;
 impl ServiceSettings {
     /// Returns the most memory that the process takes, in bytes. `docs/delivery.md` lists the parts of the sum.
     fn memory_limit(&self) -> usize {
-        let bodies = (4 * self.server.max_body + (8 << 20)).max(16 << 20);
-        let sum = self.outbox.max_held + bodies + BESIDE;
+        let sum = self.outbox.max_held + server::memory_of_bodies(self.server.max_body) + BESIDE;
         sum + sum / 4
     }
 }

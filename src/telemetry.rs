@@ -74,7 +74,7 @@ type SetFilter = Box<dyn Fn(EnvFilter) + Send + Sync>;
 /// When no thread or descriptor can be had for it, or there is another log already.
 pub fn init(settings: &LogSettings, metrics: Metrics) -> io::Result<Log> {
     let is_terminal = io::stderr().is_terminal();
-    let is_colourful = is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let is_colourful = is_colourful(&io::stderr());
     // Not `io::stderr`: its lock would be held for as long as a write takes, and others want it.
     let output = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let queue = Arc::new(Queue::new(metrics));
@@ -85,6 +85,11 @@ pub fn init(settings: &LogSettings, metrics: Metrics) -> io::Result<Log> {
     // The default hook writes to standard error itself, and waits for its reader.
     panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a part of the connector has failed: this is a bug")));
     Ok(Log { queue, format: settings.format, set_filter })
+}
+
+/// True on a terminal without `NO_COLOR`.
+pub fn is_colourful(output: &impl IsTerminal) -> bool {
+    output.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 impl Log {

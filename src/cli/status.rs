@@ -4,7 +4,6 @@
 
 use std::{
     collections::VecDeque,
-    env,
     ffi::OsString,
     io::{self, IsTerminal, Write},
     time::Duration,
@@ -15,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::report::Report;
 use super::ask::{self, Service};
+use crate::telemetry;
 
 mod look;
 mod report;
@@ -64,7 +64,7 @@ async fn once(service: &Service, format: Format) -> anyhow::Result<()> {
     sleep(INTERVAL).await;
     let report = Report::new(service.address, &before, &look::look(service).await?);
     let text = match format {
-        Format::Text => screen::screen(&report, is_colourful()),
+        Format::Text => screen::screen(&report, telemetry::is_colourful(&io::stdout())),
         Format::Json => json(&report),
     };
     Ok(io::stdout().write_all(text.as_bytes())?)
@@ -94,7 +94,7 @@ async fn always(service: &Service, format: Format) -> anyhow::Result<()> {
                 let report = Report::new(service.address, &looks[0], &looks[looks.len() - 1]);
                 match format {
                     Format::Json => json(&report),
-                    Format::Text if paints => screen::screen(&report, is_colourful()),
+                    Format::Text if paints => screen::screen(&report, telemetry::is_colourful(&io::stdout())),
                     Format::Text => screen::line(&report),
                 }
             }
@@ -113,9 +113,4 @@ async fn always(service: &Service, format: Format) -> anyhow::Result<()> {
 
 fn json(report: &Report) -> String {
     serde_json::to_string(report).expect("its keys are strings") + "\n"
-}
-
-/// True on a terminal without `NO_COLOR`.
-fn is_colourful() -> bool {
-    io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -17,6 +17,16 @@ use crate::{
     variance::{Call, Message, Object},
 };
 
+/// The calls of the events whose names PostHog made up. No other name with `$` before it has a call, and every name
+/// without is a capture's.
+pub const CALLS: [(&str, Call); 5] = [
+    ("$pageview", Call::Page),
+    ("$identify", Call::Identify),
+    ("$set", Call::Identify),
+    ("$create_alias", Call::Alias),
+    ("$groupidentify", Call::Group),
+];
+
 /// The settings that say which events are forwarded, and in which shape.
 #[derive(Clone, Debug)]
 pub struct MappingSettings {
@@ -153,13 +163,10 @@ impl MappingSettings {
 
     fn call(&self, event: &Event<'_>) -> Result<Call, Filtered> {
         let name = &*event.name();
-        let call = match name {
-            b"$pageview" => Call::Page,
-            b"$identify" | b"$set" => Call::Identify,
-            b"$create_alias" => Call::Alias,
-            b"$groupidentify" => Call::Group,
-            [b'$', ..] => return Err(Filtered::NoCall),
-            _ => Call::Capture,
+        let call = match CALLS.iter().find(|(made_up, _)| made_up.as_bytes() == name) {
+            Some((_, call)) => *call,
+            None if name.starts_with(b"$") => return Err(Filtered::NoCall),
+            None => Call::Capture,
         };
         let is_in = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.matches(name));
         if !self.calls.contains(&call) {

@@ -8,7 +8,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::pages::{Key, Page, Span};
-use crate::{mapping::MappingSettings, query_api::Query, variance::Call};
+use crate::{
+    mapping::{self, MappingSettings},
+    query_api::Query,
+    variance::Call,
+};
 
 /// The columns of a page, in their order.
 pub(super) const PAGE_COLUMNS: [&str; 7] =
@@ -68,14 +72,7 @@ pub(super) enum Which {
 impl Which {
     /// Returns the condition for the events that these settings forward.
     pub(super) fn forwarded(mapping: &MappingSettings) -> Self {
-        let named = [
-            ("$pageview", Call::Page),
-            ("$identify", Call::Identify),
-            ("$set", Call::Identify),
-            ("$create_alias", Call::Alias),
-            ("$groupidentify", Call::Group),
-        ];
-        let named = named.iter().filter(|(_, call)| mapping.calls.contains(call)).map(|(name, _)| *name);
+        let named = mapping::CALLS.iter().filter(|(_, call)| mapping.calls.contains(call)).map(|(name, _)| *name);
         Self::Calls { capture: mapping.calls.contains(&Call::Capture), named: named.collect() }
     }
 }

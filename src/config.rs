@@ -96,6 +96,12 @@ pub struct Loaded<T = Config> {
 }
 
 impl<T> Loaded<T> {
+    /// Returns the same with other settings in the place of these.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Loaded<U> {
+        let Self { config, settings, warnings } = self;
+        Loaded { config: change(config), settings, warnings }
+    }
+
     /// Returns the file that the webhook URL was read from.
     pub fn webhook_url_file(&self) -> Option<PathBuf> {
         let setting = self.settings.iter().find(|setting| setting.key.name == WEBHOOK_URL.key.name)?;
@@ -196,19 +202,24 @@ pub fn posthog(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded<PosthogSettings>, Error> {
-    read(flags, variables, |reader| posthog_api(reader, true).map(|settings| settings.expect("it is required")))
+    read(flags, variables, posthog_api)
 }
 
-/// Reads the settings for fetching events from PostHog, or `None` if there are none and they are not required.
+/// Reads the settings for fetching events from PostHog, or `None` if none of them is set.
 ///
 /// # Errors
 /// When one of them is wrong, or missing where others are set, or there is something wrong with the file.
 pub fn posthog_if_set(
     flags: &Flags,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-    is_required: bool,
 ) -> Result<Loaded<Option<PosthogSettings>>, Error> {
-    read(flags, variables, |reader| posthog_api(reader, is_required))
+    read(flags, variables, |reader| {
+        let (url, project_id) = (reader.option(&POSTHOG_URL), reader.option(&POSTHOG_PROJECT_ID));
+        match (url, project_id, reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE)) {
+            (Ok(None), Ok(None), Ok(None)) => Ok(None),
+            _ => posthog_api(reader).map(Some),
+        }
+    })
 }
 
 /// Reads the settings of the destination, whatever may be wrong or missing elsewhere.
@@ -243,8 +254,8 @@ impl Part {
         let mut reader = Reader::new(Sources::default());
         match self {
             Self::Service => drop(service(&mut reader)),
-            Self::All => drop((service(&mut reader), posthog_api(&mut reader, true))),
-            Self::Forwarding => drop((forwarded(&mut reader), posthog_api(&mut reader, true))),
+            Self::All => drop((service(&mut reader), posthog_api(&mut reader))),
+            Self::Forwarding => drop((forwarded(&mut reader), posthog_api(&mut reader))),
             Self::Mapping => drop(mapping(&mut reader)),
             Self::Listen => drop(reader.get(&LISTEN)),
         }
@@ -428,13 +439,10 @@ fn outbox(reader: &mut Reader) -> Result<outbox::OutboxSettings, Reported> {
     })
 }
 
-fn posthog_api(reader: &mut Reader, is_required: bool) -> Result<Option<PosthogSettings>, Reported> {
+fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
     let url = reader.option(&POSTHOG_URL);
     let project_id = reader.option(&POSTHOG_PROJECT_ID);
     let api_key = reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE);
-    if !is_required && matches!((&url, &project_id, &api_key), (Ok(None), Ok(None), Ok(None))) {
-        return Ok(None);
-    }
     let from = "it is https://us.posthog.com, https://eu.posthog.com or where your own PostHog is";
     let url = reader.required(url, &POSTHOG_URL.key, from).inspect(|url| {
         if url.scheme() == "http" && !values::is_loopback(url) {
@@ -446,10 +454,19 @@ fn posthog_api(reader: &mut Reader, is_required: bool) -> Result<Option<PosthogS
     let project_id = reader.required(project_id, &POSTHOG_PROJECT_ID.key, from);
     let from = "make a personal API key with the scope query:read in PostHog's settings; posthog.api_key_file can name a \
                 file with it";
-    let api_key = reader.required(api_key, &POSTHOG_API_KEY.key, from);
+    let api_key = reader.required(api_key, &POSTHOG_API_KEY.key, from).and_then(|(key, _)| {
+        if key.expose().starts_with("phc_") {
+            let name = reader.named(&POSTHOG_API_KEY.key);
+            return Err(reader.problem(format!(
+                "{name} is a project's key (phc_…), which can only send events: make a personal API key (phx_…) with the \
+                 scope query:read in PostHog's settings"
+            )));
+        }
+        Ok(key)
+    });
     let url = url.and_then(|url| network(reader, url));
-    let ((url, network), (api_key, _)) = (url?, api_key?);
-    Ok(Some(PosthogSettings { url, project_id: project_id?, api_key, network }))
+    let (url, network) = url?;
+    Ok(PosthogSettings { url, project_id: project_id?, api_key: api_key?, network })
 }
 
 fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {

@@ -91,7 +91,10 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let Args { settings: flags, send, posthog, format, quiet } = args;
     let mut out = io::stdout().lock();
     let (flags, variables) = (Flags::from(flags), variables.into_iter().collect::<Vec<_>>());
-    let asked = config::posthog_if_set(&flags, variables.clone(), posthog);
+    let asked = match posthog {
+        true => config::posthog(&flags, variables.clone()).map(|loaded| loaded.map(Some)),
+        false => config::posthog_if_set(&flags, variables.clone()),
+    };
     let loaded = config::load(&flags, variables).and_then(|mut loaded| {
         let asked = match asked {
             Ok(asked) => {

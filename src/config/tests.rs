@@ -329,6 +329,12 @@ fn the_way_to_posthogs_api_is_read_alone() {
 
     let missing = read(&[]).unwrap_err().problems;
     assert_eq!(missing.len(), 3);
+    let if_set = |variables: &[(&str, &str)]| {
+        posthog_if_set(&Flags::default(), variables.iter().map(|(name, value)| (name.into(), value.into())))
+    };
+    assert!(if_set(&[]).unwrap().config.is_none());
+    assert_eq!(if_set(&POSTHOG[..1]).unwrap_err().problems, missing[1..]);
+    assert_eq!(if_set(&POSTHOG).unwrap().config.map(|settings| settings.project_id), Some(12345));
     let wrong = [
         ("POSTHOG_URL", "https://us.posthog.com/?a=b", "posthog.url (environment variable POSTHOG_URL) is "),
         (
@@ -342,6 +348,13 @@ fn the_way_to_posthogs_api_is_read_alone() {
     for ((_, value, start), problem) in wrong.iter().zip(&problems) {
         assert!(problem.starts_with(start), "{value}: {problem}");
     }
+    assert_eq!(
+        read(&[POSTHOG[0], POSTHOG[1], ("POSTHOG_API_KEY", "phc_of-a-project")]).unwrap_err().problems,
+        [
+            "posthog.api_key (environment variable POSTHOG_API_KEY) is a project's key (phc_…), which can only send events: make a \
+             personal API key (phx_…) with the scope query:read in PostHog's settings"
+        ]
+    );
     let plain = read(&[("POSTHOG_URL", "http://posthog.example"), POSTHOG[1], POSTHOG[2]]).unwrap();
     assert_eq!(
         plain.warnings,

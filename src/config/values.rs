@@ -165,11 +165,10 @@ pub(super) fn project_id(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn api_key(text: &str) -> Result<Secret, String> {
-    if text.starts_with("phc_") {
-        return Err("a personal API key (phx_…), and not a project's (phc_…), which can only send events".to_owned());
-    }
     let is_usable = !text.is_empty() && text.chars().all(|character| character.is_ascii_graphic());
-    is_usable.then(|| Secret::new(text)).ok_or_else(|| "a personal API key of PostHog, such as `phx_…`".to_owned())
+    is_usable
+        .then(|| Secret::new(text))
+        .ok_or_else(|| "a personal API key of PostHog without white space, such as `phx_…`".to_owned())
 }
 
 /// Parses any text that is not empty.

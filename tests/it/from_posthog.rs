@@ -240,7 +240,7 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
     }
     for (name, value, says) in [
         ("POSTHOG_API_KEY", "", "posthog.api_key"),
-        ("POSTHOG_API_KEY", "phc_key_of_a_project", "and not a project's (phc_…), which can only send events"),
+        ("POSTHOG_API_KEY", "phc_key_of_a_project", "is a project's key (phc_…), which can only send events"),
         ("POSTHOG_PROJECT_ID", "phc_x", "posthog.project_id"),
         ("POSTHOG_PROJECT_ID", "", "posthog.project_id"),
         ("POSTHOG_URL", "https://eu.i.posthog.com", "https://eu.posthog.com: this host takes events"),

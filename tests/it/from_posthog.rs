@@ -203,6 +203,25 @@ async fn a_posthog_that_goes_away_after_events_have_flowed_is_waited_for() {
 }
 
 #[tokio::test]
+async fn events_that_posthog_counts_and_does_not_return_are_missing() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    posthog.script(|received| match received.json()["query"]["query"].as_str() {
+        Some(query) if query.contains("ev_day") => reply(&["ev_day", "ev_count"], &[json!(["2026-08-20", 1200])]),
+        _ => answer(&[row(0), row(1)], received),
+    });
+    let ended = program(&variance, &posthog, &DAY).run().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    for says in ["has 1198 more events: reading it again\n", "counts 1200 events, but returned 2 of them"] {
+        assert!(ended.err.contains(says), "{says} in {}", ended.err);
+    }
+    assert_eq!(
+        summary(&ended),
+        "2 events read = 2 delivered + 0 filtered + 0 refused + 0 invalid; events not found in PostHog: 1,198"
+    );
+    assert_eq!(variance.count(), 2, "none is sent twice");
+}
+
+#[tokio::test]
 async fn an_event_whose_properties_are_no_json_costs_no_other() {
     let (variance, posthog) = (Variance::start().await, Variance::start().await);
     let mut bad = row(1);
@@ -278,6 +297,10 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     assert_eq!(ids, [a, b]);
     assert!(ended.err.contains(&format!("PostHog does not have {unknown}\n")), "{}", ended.err);
     assert!(ended.err.contains("not an id of PostHog's: x\n"), "{}", ended.err);
+    assert_eq!(
+        summary(&ended),
+        "2 events read = 2 delivered + 0 filtered + 0 refused + 0 invalid; events not found in PostHog: 2"
+    );
 
     let asked = posthog.received().len();
     let ended =

@@ -45,6 +45,7 @@ pub(super) struct Counts {
     ends: [AtomicU64; End::ALL.len()],
     queued: AtomicU64,
     unreadable: AtomicU64,
+    missing: AtomicU64,
 }
 
 impl Counts {
@@ -76,6 +77,11 @@ impl Counts {
         self.unreadable.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts events that should be in PostHog and were not found there.
+    pub(super) fn add_missing(&self, count: u64) {
+        self.missing.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// The number of all events that are counted.
     pub(super) fn read(&self) -> u64 {
         End::ALL.iter().map(|end| self.of(*end)).sum()
@@ -83,7 +89,7 @@ impl Counts {
 
     pub(super) fn has_failures(&self) -> bool {
         let failed = [End::Refused, End::Invalid, End::Undelivered].iter().any(|end| self.of(*end) > 0);
-        failed || self.unreadable.load(Ordering::Relaxed) > 0
+        failed || [&self.unreadable, &self.missing].iter().any(|count| count.load(Ordering::Relaxed) > 0)
     }
 
     /// The counts that matter on the way, as text.
@@ -105,9 +111,14 @@ impl fmt::Display for Counts {
         let ends = End::ALL.iter().filter(|end| end.is_usual() || self.of(**end) > 0);
         let ends: Vec<_> = ends.map(|end| self.told(*end)).collect();
         write!(f, "{} events read = {}", HumanCount(self.read()), ends.join(" + "))?;
-        match self.unreadable.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            problems => write!(f, "; inputs that could not be read whole: {problems}"),
+        for (what, count) in
+            [("inputs that could not be read whole", &self.unreadable), ("events not found in PostHog", &self.missing)]
+        {
+            match count.load(Ordering::Relaxed) {
+                0 => {}
+                count => write!(f, "; {what}: {}", HumanCount(count))?,
+            }
         }
+        Ok(())
     }
 }

@@ -156,7 +156,7 @@ impl FromPosthog {
             }
             Err(End::Stop(_)) => true,
             Err(End::GiveUp(problem)) => {
-                self.reader.unreadable(&problem);
+                self.reader.progress.say(&format!("error: {problem}"));
                 false
             }
         }
@@ -197,7 +197,7 @@ impl FromPosthog {
                 }
                 if round == MAX_ROUNDS {
                     let problem = format!("{day}: PostHog counts {count} events, but returned {read} of them");
-                    self.reader.unreadable(&problem);
+                    self.reader.missing(count - read, &problem);
                     continue;
                 }
                 let again = match self.days.get(&day).is_some_and(|day| day.seen.is_none()) {
@@ -246,7 +246,7 @@ impl FromPosthog {
             [(missing.collect(), "PostHog does not have"), (lost.others.clone(), "not an id of PostHog's:")]
         {
             if !ids.is_empty() {
-                self.reader.unreadable(&format!("{what} {}", ids.join(" ")));
+                self.reader.missing(ids.len() as u64, &format!("{what} {}", ids.join(" ")));
             }
         }
         Ok(())

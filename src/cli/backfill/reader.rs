@@ -142,6 +142,12 @@ impl Reader {
         self.progress.say(&format!("error: {problem}"));
     }
 
+    /// Reports events that should be in PostHog and were not found there.
+    pub(super) fn missing(&self, count: u64, problem: &dyn Display) {
+        self.counts.add_missing(count);
+        self.progress.say(&format!("error: {problem}"));
+    }
+
     pub(super) fn next(&self) -> MutexGuard<'_, Next> {
         self.next.lock().expect("no panic while it is held")
     }

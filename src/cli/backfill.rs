@@ -296,6 +296,9 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     }
     if let Stopped::Early(resume) = &stopped {
         crate::cli::tell(format_args!("To go on from here:\n  {}", resume::command(&args, resume)));
+        if args.files.iter().chain(&args.lost).any(|file| file.as_os_str() == "-") {
+            crate::cli::tell(format_args!("Pipe the same input into it again."));
+        }
     }
     match (stopped, counts.has_failures()) {
         (Stopped::AtTheEnd, false) => Ok(()),

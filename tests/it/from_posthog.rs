@@ -322,6 +322,22 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
 }
 
 #[tokio::test]
+async fn an_interrupted_run_over_a_log_that_was_piped_in_says_to_pipe_it_in_again() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    posthog.script(|received| answer(&[row(1)], received));
+    variance.always(Behaviour::BytesThenSilence(Vec::new()));
+    let log =
+        format!("2026-08-20T10:00:00Z variance_connector: events are lost uuids={}\n", row(1)[0].as_str().unwrap());
+    let running = program(&variance, &posthog, &["--lost", "-"]).env("CONNECTOR_SHUTDOWN_GRACE", "100ms").input(log);
+    let running = running.start();
+    variance.received_at_least(1).await;
+    running.signal("-INT");
+    let ended = running.ended().await;
+    let says = "To go on from here:\n  variance-connector backfill --from-posthog --lost -\nPipe the same input into it again.\n";
+    assert!(ended.code == 1 && ended.err.ends_with(says), "{ended:?}");
+}
+
+#[tokio::test]
 async fn check_tries_the_key_with_one_row_and_says_what_the_answer_means() {
     let (variance, posthog) = (Variance::start().await, Variance::start().await);
     let check = |arguments: &[&str]| {

@@ -134,10 +134,13 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
 
 /// Returns what is wrong with the combination of arguments.
 fn problem(args: &Args, now: Timestamp) -> Option<String> {
-    let Args { from_posthog, ingested, lost, after, since, until, .. } = args;
+    let Args { from_posthog, ingested, lost, after, since, until, skip, .. } = args;
     match (since, until) {
         _ if !from_posthog && (*ingested || lost.is_some() || after.is_some()) => {
             Some("--ingested, --lost and --after need --from-posthog".to_owned())
+        }
+        _ if *from_posthog && lost.is_none() && *skip > 0 => {
+            Some("--skip is for files and --lost: without them, --since and --after say where to begin".to_owned())
         }
         (Some(since), Some(until)) if since >= until => Some(format!("--since {since} is not before --until {until}")),
         (_, Some(until)) if *from_posthog && *until > now => {

@@ -252,6 +252,7 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
         (&["a.jsonl"], "cannot be used with"),
         (&["--after", "0198c4c1-6c1e-7d3a-9b54-000000000001"], "--since"),
         (&["--lost", "-", "--since", "2026-08-20"], "cannot be used with"),
+        (&["--since", "2026-08-20", "--skip", "3"], "--skip is for files and --lost"),
     ] {
         let ended = program(&variance, &posthog, arguments).run().await;
         assert_eq!(ended.code, 64, "{ended:?}");

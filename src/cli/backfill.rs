@@ -73,8 +73,11 @@ pub(super) struct Args {
     /// Only events that PostHog took in between `--since` and `--until`, whenever they happened: those of an outage
     #[arg(long)]
     ingested: bool,
+    /// Only events that PostHog took in at this time or later; an interrupted run may print it
+    #[arg(long, value_name = "TIME", value_parser = times::parse_argument)]
+    ingested_since: Option<Timestamp>,
     /// Only events that this log of the connector names as lost; `-` is standard input
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["since", "until", "ingested"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["since", "until", "ingested", "ingested_since"])]
     lost: Option<PathBuf>,
     /// Only events after this one at the time of `--since`; an interrupted run prints it
     #[arg(long, value_name = "UUID", requires = "since")]
@@ -134,10 +137,10 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
 
 /// Returns what is wrong with the combination of arguments.
 fn problem(args: &Args, now: Timestamp) -> Option<String> {
-    let Args { from_posthog, ingested, lost, after, since, until, skip, .. } = args;
+    let Args { from_posthog, ingested, ingested_since, lost, after, since, until, skip, .. } = args;
     match (since, until) {
-        _ if !from_posthog && (*ingested || lost.is_some() || after.is_some()) => {
-            Some("--ingested, --lost and --after need --from-posthog".to_owned())
+        _ if !from_posthog && (*ingested || ingested_since.is_some() || lost.is_some() || after.is_some()) => {
+            Some("--ingested, --ingested-since, --lost and --after need --from-posthog".to_owned())
         }
         _ if *from_posthog && lost.is_none() && *skip > 0 => {
             Some("--skip is for files and --lost: without them, --since and --after say where to begin".to_owned())
@@ -160,7 +163,7 @@ fn problem(args: &Args, now: Timestamp) -> Option<String> {
 
 /// Returns the events to read from PostHog, or `None` if a log names no event as lost.
 fn task(args: &Args) -> anyhow::Result<Option<Task>> {
-    let Args { ingested, lost, after, since, until, skip, quiet, .. } = args;
+    let Args { ingested, ingested_since, lost, after, since, until, skip, quiet, .. } = args;
     Ok(Some(match lost {
         Some(path) => {
             let log: Box<dyn Read> = match path == Path::new("-") {
@@ -200,7 +203,7 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
                 until
             });
             let span = (since.unwrap_or(Timestamp::UNIX_EPOCH), until);
-            Task::Time { span, after: *after, ingested: *ingested }
+            Task::Time { span, after: *after, ingested: *ingested, ingested_since: *ingested_since }
         }
     }))
 }
@@ -230,7 +233,9 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     let outbox = OutboxSettings { abandon: false, ..outbox };
     let outbox = Outbox::start(outbox, destination, Metrics::new());
     let resume = match &posthog {
-        Some((Task::Time { span: (since, _), after, .. }, _)) => Resume::From(*since, after.map(|id| id.to_string())),
+        Some((Task::Time { span: (since, _), after, ingested_since, .. }, _)) => {
+            Resume::From { since: *since, after: after.map(|id| id.to_string()), ingested_since: *ingested_since }
+        }
         None | Some((Task::Lost { .. }, _)) => Resume::Skip(args.skip),
     };
     let next = Arc::new(Mutex::new(Next { number: 0, resume }));

@@ -1,7 +1,14 @@
 //! `backfill --from-posthog` against a scripted stand-in for PostHog's Query API: its queries, and its treatment of
 //! wrong answers. `tests/posthog/run` does the same with a real ClickHouse.
 
-use std::{collections::HashSet, sync::Mutex, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -36,15 +43,15 @@ fn answer(rows: &[Value], received: &Received) -> Behaviour {
     let text = query["query"].as_str().unwrap();
     let value = |placeholder: &str| query["values"][placeholder.trim_matches(['{', '}'])].as_str().unwrap().to_owned();
     let placeholder = |before: &str| text.split_once(before).map(|(_, rest)| value(&rest[..rest.find('}').unwrap()]));
+    let after = placeholder("OR toString(uuid) > ").unwrap_or_default();
+    let left = rows.iter().filter(|row| row[0].as_str().unwrap() > after.as_str());
     if text.contains("ev_day") {
         return match placeholder("timestamp >= toDateTime(").unwrap().as_str() < "2026-08-21" {
-            true => reply(&["ev_day", "ev_count"], &[json!(["2026-08-20", rows.len()])]),
+            true => reply(&["ev_day", "ev_count"], &[json!(["2026-08-20", left.count()])]),
             false => reply(&["ev_day", "ev_count"], &[]),
         };
     }
-    let after = placeholder("OR toString(uuid) > ").unwrap_or_default();
-    let left = rows.iter().filter(|row| row[0].as_str().unwrap() > after.as_str()).take(3);
-    reply(&PAGE, &left.cloned().collect::<Vec<_>>())
+    reply(&PAGE, &left.take(3).cloned().collect::<Vec<_>>())
 }
 
 fn program(variance: &Variance, posthog: &Variance, arguments: &[&str]) -> Program {
@@ -203,6 +210,55 @@ async fn a_posthog_that_goes_away_after_events_have_flowed_is_waited_for() {
 }
 
 #[tokio::test]
+async fn of_a_day_that_has_grown_what_came_late_is_read_and_an_interruption_repeats_only_what_was_in_flight() {
+    let (variance, posthog) = (Variance::start().await, Variance::start().await);
+    let mut rows: Vec<_> = (0..10).map(row).collect();
+    // The last four come in during the run: one before its page is read, the others after that.
+    let now = jiff::Timestamp::now().strftime("%F %T.%6f").to_string();
+    rows[6..].iter_mut().for_each(|row| row[4] = json!(now));
+    let counts = AtomicUsize::new(0);
+    posthog.script(move |received| {
+        let query = received.json()["query"]["query"].to_string();
+        let count = if query.contains("ev_day") { counts.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let rows = match query.contains(" AND created_at >= toDateTime(") {
+            true => &rows[6..],
+            false if count > 0 => &rows[..],
+            false => &rows[..7],
+        };
+        answer(rows, received)
+    });
+    let late: Vec<_> = (7..10).map(|number| row(number)[0].as_str().unwrap().to_owned()).collect();
+    let is_late = late.clone();
+    variance.script(move |received| match is_late.contains(&received.id()) {
+        true => Behaviour::BytesThenSilence(Vec::new()),
+        false => Behaviour::Status(200),
+    });
+    let running = program(&variance, &posthog, &DAY).env("CONNECTOR_SHUTDOWN_GRACE", "100ms").start();
+    variance.received_at_least(10).await;
+    running.signal("-INT");
+    let ended = running.ended().await;
+    assert_eq!(
+        summary(&ended),
+        "10 events read = 7 delivered + 0 filtered + 0 refused + 0 invalid + 3 not delivered yet",
+        "{ended:?}"
+    );
+    assert!(ended.err.contains("2026-08-20 has 3 more events by now: reading what PostHog took in since"), "{ended:?}");
+    let (_, command) =
+        ended.err.split_once("To go on from here:\n  variance-connector backfill --from-posthog ").unwrap();
+    let arguments: Vec<_> = command.trim_end().split(' ').collect();
+    let up_to = row(6)[0].as_str().unwrap().to_owned();
+    assert_eq!(arguments[..4], ["--since", "2026-08-20T09:00:06Z", "--until", "2026-08-21T00:00:00Z"]);
+    assert_eq!([arguments[4], arguments[6], arguments[7]], ["--ingested-since", "--after", &up_to]);
+    variance.always(Behaviour::Status(200));
+    let ended = program(&variance, &posthog, &arguments).run().await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(summary(&ended), "3 events read = 3 delivered + 0 filtered + 0 refused + 0 invalid");
+    let mut again = variance.ids().split_off(10);
+    again.sort();
+    assert_eq!(again, late);
+}
+
+#[tokio::test]
 async fn events_that_posthog_counts_and_does_not_return_are_missing() {
     let (variance, posthog) = (Variance::start().await, Variance::start().await);
     posthog.script(|received| match received.json()["query"]["query"].as_str() {
@@ -211,7 +267,9 @@ async fn events_that_posthog_counts_and_does_not_return_are_missing() {
     });
     let ended = program(&variance, &posthog, &DAY).run().await;
     assert_eq!(ended.code, 1, "{ended:?}");
-    for says in ["has 1198 more events: reading it again\n", "counts 1200 events, but returned 2 of them"] {
+    for says in
+        ["has 1,198 more events by now: reading all of it again\n", "counts 1200 events, but returned 2 of them"]
+    {
         assert!(ended.err.contains(says), "{says} in {}", ended.err);
     }
     assert_eq!(
@@ -252,6 +310,7 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
         (&["a.jsonl"], "cannot be used with"),
         (&["--after", "0198c4c1-6c1e-7d3a-9b54-000000000001"], "--since"),
         (&["--lost", "-", "--since", "2026-08-20"], "cannot be used with"),
+        (&["--lost", "-", "--ingested-since", "2026-08-20"], "cannot be used with"),
         (&["--since", "2026-08-20", "--skip", "3"], "--skip is for files and --lost"),
     ] {
         let ended = program(&variance, &posthog, arguments).run().await;
@@ -271,8 +330,10 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
         assert!(ended.err.contains(says) && !ended.err.contains("key_of_a_project"), "{says} in {}", ended.err);
     }
     assert!(posthog.received().is_empty());
-    let ended = Program::new(["backfill", "--ingested", "-"]).to(&variance).run().await;
-    assert_eq!(ended.code, 64, "{ended:?}");
+    for argument in ["--ingested", "--ingested-since=2026-08-20", "--lost=a.log"] {
+        let ended = Program::new(["backfill", argument, "-"]).to(&variance).run().await;
+        assert!(ended.code == 64 && ended.err.contains("need --from-posthog"), "{argument}: {ended:?}");
+    }
 }
 
 #[tokio::test]

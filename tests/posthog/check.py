@@ -106,6 +106,12 @@ def make_events():
     return events
 
 
+def late_events(count, happened, taken_in=None):
+    """Rows that PostHog took in just now, or at another time."""
+    taken_in = stamp(taken_in or datetime.now(timezone.utc))
+    return [[str(uuid.uuid4()), "late", "{}", stamp(happened), TEAM, "x", taken_in, ""] for _ in range(count)]
+
+
 def key(row):
     name = {"$pageview": "page", "$identify": "identify", "$set": "identify"}.get(row[1], row[1])
     return row[0], name
@@ -135,6 +141,12 @@ class Run:
         if "panicked" in self.err:
             sys.exit(f"FAILED  {self.err}")
         return self
+
+    def how_to_go_on(self):
+        """The arguments of the command that an interruption has printed, at full speed."""
+        command = self.err.split("To go on from here:\n  variance-connector backfill --from-posthog ")[-1].split("\n")[0].split()
+        rate = command.index("--rate")
+        return command[:rate] + command[rate + 2 :]
 
 
 def check(condition, what, run=None):
@@ -168,7 +180,8 @@ def main(program, queries):
     year = ["--since", "2025-01-01", "--until", "2026-01-01T00:00:00Z"]
 
     # The whole year, with every kind of fault, fewer rows than were asked for, and late arrivals.
-    late = [[str(uuid.uuid4()), "late", "{}", stamp(utc(2025, 1, 2, 12)), TEAM, "x", stamp(utc(2025, 1, 2)), ""] for _ in range(40)]
+    # PostHog took the late ones in meanwhile, and the hidden ones long before they could be read.
+    late, hidden = late_events(40, utc(2025, 1, 2, 12)), late_events(30, utc(2025, 1, 3), taken_in=utc(2025, 1, 3))
     faults = [
         lambda handler: handler.reply(429, {"detail": "Request was throttled."}, [("retry-after", "1")]),
         lambda handler: handler.reply(503, {"detail": "at capacity"}),
@@ -179,20 +192,22 @@ def main(program, queries):
         lambda handler: handler.hang_up(),
     ]
     posthog.fault = lambda number: faults[number // 20 % len(faults)] if number % 20 == 10 else None
-    posthog.before = lambda number: posthog.insert(late) if number == 60 else None
+    posthog.before = lambda number, _: posthog.insert(late + hidden) if number == 60 else None
     posthog.knows_refresh_modes = posthog.knows_modifiers = False  # as older versions
     variance, began = Variance(), time.monotonic()
     run = Run(program, posthog, variance, *year).end()
     seconds = time.monotonic() - began
     check(run.code == 0, "a year of 50,000 events is read to its end", run)
-    check(once(variance, events + late), "each arrives once: of one microsecond, standing twice, at either change of the clocks, late", run)
-    count = len(events) + len(late)
+    check(once(variance, events + late + hidden), "each arrives once: of one microsecond, standing twice, at either change of the clocks, late", run)
+    count = len(events) + len(late) + len(hidden)
     check(run.out.startswith(f"{count:,} events read = {count:,} delivered + 0 filtered + 0 refused + 0 invalid\n"), "the summary adds up", run)
-    check("2025-01-02 has 40 more events" in run.err, "a day that has grown is read again", run)
+    check("2025-01-02 has 40 more events by now: reading what PostHog took in since" in run.err, "late events are read", run)
+    check("2025-01-03 has 30 more events by now: reading all of it again" in run.err, "and so are hidden ones", run)
+    check(run.err.count("reading all of it again") == 1, "which alone cost a day that is read again", run)
     print(f"        {posthog.count} queries, {count / seconds:,.0f} events per second")
     message = next(variance.messages[row[0]] for row in events if row[2].startswith('{"n":1844'))
     check(message.get("properties", {}).get("half", "cut \ud83d") == "cut \ud83d", "half a character passes", run)
-    posthog.fault, posthog.before = lambda number: None, lambda number: None
+    posthog.fault, posthog.before = lambda number: None, lambda number, query: None
     posthog.knows_refresh_modes = posthog.knows_modifiers = True
 
     # An outage: events are selected by when PostHog took them in.
@@ -207,18 +222,36 @@ def main(program, queries):
     # An interruption, and the command that goes on from there.
     variance = Variance()
     run = Run(program, posthog, variance, *year, "--rate", "3000")
-    while len(variance.received) < 3_000:
+    while run.process.poll() is None and len(variance.received) < 3_000:
         time.sleep(0.01)
     run.process.send_signal(signal.SIGINT)
     run.end()
-    command = run.err.split("To go on from here:\n  variance-connector backfill --from-posthog ")[-1].split("\n")[0].split()
+    command = run.how_to_go_on()
     check(run.code == 1 and "--after" in command and len(variance.received) < 20_000, "an interruption says how to go on", run)
-    rate = command.index("--rate")
-    run = Run(program, posthog, variance, *command[:rate], *command[rate + 2 :]).end()
+    run = Run(program, posthog, variance, *command).end()
     again = sum(variance.received.values()) - len(variance.received)
-    expected = {key(row) for row in events + late}
+    expected = {key(row) for row in events + late + hidden}
     check(run.code == 0 and variance.received.keys() == expected, "the command goes on, and nothing is left out", run)
     check(again <= 512, f"what was in flight at most comes a second time ({again} events)", run)
+
+    # The same while late events are read.
+    variance, later = Variance(), late_events(2_000, utc(2025, 3, 30, 12)) + late_events(20, utc(2025, 3, 31))
+    since, until = stamp(utc(2025, 3, 30)), stamp(utc(2025, 5, 1))
+    in_range = [row for row in events + later if since <= row[3] < until]
+    first, left = posthog.count + 1, [later]  # they come in before the second count
+    posthog.before = lambda number, query: posthog.insert(left.pop()) if left and number > first and "ev_day" in query else None
+    run = Run(program, posthog, variance, "--since", since, "--until", until, "--rate", "2000")
+    while run.process.poll() is None and sum(name == "late" for _, name in [*variance.received]) < 500:
+        time.sleep(0.01)
+    run.process.send_signal(signal.SIGINT)
+    run.end()
+    command = run.how_to_go_on()
+    check("--ingested-since" in command and len(variance.received) < len(in_range), "an interruption among late events says so", run)
+    run = Run(program, posthog, variance, *command).end()
+    again = [key for key, count in variance.received.items() if count > 1]
+    check(run.code == 0 and variance.received.keys() == {key(row) for row in in_range}, "the late ones that are left come, too", run)
+    check(len(again) <= 512 and all(name == "late" for _, name in again), f"and no other a second time ({len(again)} in flight)", run)
+    posthog.before = lambda number, query: None
 
     # The events that the log names as lost.
     variance = Variance()

@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 class Posthog:
-    """The stand-in. `fault` is asked before each query, and may return a function that answers in its place."""
+    """The stand-in. `before` is called before each query. `fault` may return a function that answers in its place."""
 
     def __init__(self):
         self.session = session.Session()
@@ -43,7 +43,7 @@ class Posthog:
         self.max_rows = 300
         self.knows_refresh_modes = self.knows_modifiers = True
         self.fault = lambda number: None
-        self.before = lambda number: None
+        self.before = lambda number, query: None
         self.texts, self.count, self.asked_ids = Counter(), 0, 0
         handler = type("Handler", (Handler,), {"posthog": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         number = self.posthog.count = self.posthog.count + 1
-        self.posthog.before(number)
+        self.posthog.before(number, body["query"]["query"])
         if fault := self.posthog.fault(number):
             return fault(self)
         try:

@@ -1,9 +1,8 @@
 //! `--from-posthog`: the events that PostHog still has, read through its Query API.
 
 use std::{
-    collections::{BTreeMap, HashSet, hash_map::RandomState},
+    collections::{BTreeMap, HashSet},
     fmt::Display,
-    hash::BuildHasher,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -12,16 +11,13 @@ use std::{
 };
 
 use indicatif::HumanCount;
-use jiff::{
-    SignedDuration, Timestamp,
-    civil::{Date, Time},
-    tz::TimeZone,
-};
+use jiff::{SignedDuration, Timestamp, civil::Date};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 pub(super) use self::lost::Lost;
 use self::{
+    days::{Days, date_of, day_span},
     hogql::{BOUNDS_COLUMNS, By, DAY_COLUMNS, PAGE_COLUMNS, Selection, Which},
     pages::{Key, Pages, Span, windows},
     row::{Line, time_of},
@@ -38,6 +34,7 @@ use crate::{
     query_api::{Query, QueryApi, QueryError, Reply},
 };
 
+mod days;
 mod hogql;
 mod lost;
 mod pages;
@@ -55,12 +52,6 @@ const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs
 /// The most failures in a row of queries that cannot ask for less.
 const MAX_HOPELESS: u32 = 10;
 
-/// The most events that are remembered, so that reading a day again sends none twice.
-const MAX_SEEN: usize = 1_500_000;
-
-/// The number of times that a day that has grown is read again.
-const MAX_ROUNDS: usize = 3;
-
 /// The most ids of a log in one query.
 const IDS_AT_ONCE: usize = 200;
 
@@ -71,8 +62,8 @@ const AROUND_LOG: [(i64, i64); 4] = [(1, 1), (8, 1), (60, 2), (730, 365)];
 /// The events to read.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// All events of a time, or those after an event of that time.
-    Time { span: (Timestamp, Timestamp), after: Option<Uuid>, ingested: bool },
+    /// All events of a time, or those after an event of that time, and of these those that PostHog took in since another.
+    Time { span: (Timestamp, Timestamp), after: Option<Uuid>, ingested: bool, ingested_since: Option<Timestamp> },
     /// The events that a log names, without the first few.
     Lost { lost: Lost, skip: u64 },
 }
@@ -92,27 +83,18 @@ enum Failed {
     End(End),
 }
 
-/// A day of PostHog's table.
-#[derive(Debug, Default)]
-struct Day {
-    read: u64,
-    /// Fingerprints of the events that were read, while there is memory for them.
-    seen: Option<HashSet<u64>>,
-}
-
 pub(super) struct FromPosthog {
     api: QueryApi,
     reader: Reader,
     start: Instant,
+    /// Events that PostHog took in since then may have been missing from an answer: shortly before the start.
+    late_since: Timestamp,
     has_answered: bool,
     failures: u32,
     /// The number of failures in a row of queries that could not have asked for less.
     hopeless: u32,
     queries: u64,
-    days: BTreeMap<Date, Day>,
-    /// The number of events that are remembered.
-    seen: usize,
-    hasher: RandomState,
+    days: Days,
     total: Arc<AtomicU64>,
     reached: Arc<Mutex<Option<Timestamp>>>,
 }
@@ -128,13 +110,12 @@ impl FromPosthog {
             api,
             reader,
             start: Instant::now(),
+            late_since: Timestamp::now() - MARGIN,
             has_answered: false,
             failures: 0,
             hopeless: 0,
             queries: 0,
-            days: BTreeMap::new(),
-            seen: 0,
-            hasher: RandomState::new(),
+            days: Days::default(),
             total,
             reached,
         }
@@ -143,8 +124,9 @@ impl FromPosthog {
     /// Reads until there is no more, or until nobody takes it. Returns false if it gave up, and has said why.
     pub(super) fn read(mut self, task: Task) -> bool {
         let read = match task {
-            Task::Time { span: (from, until), after, ingested } => {
-                self.time(Span::new(from, until), after, if ingested { By::CreatedAt } else { By::Timestamp })
+            Task::Time { span: (from, until), after, ingested, ingested_since } => {
+                let by = if ingested { By::CreatedAt } else { By::Timestamp };
+                self.time(Span::new(from, until), after, by, ingested_since)
             }
             Task::Lost { lost, skip } => self.lost(&lost, skip),
         };
@@ -162,8 +144,9 @@ impl FromPosthog {
         }
     }
 
-    fn time(&mut self, span: Span, after: Option<Uuid>, by: By) -> Result<(), End> {
-        let mut selection = Selection { by, happened: None, which: Which::forwarded(&self.reader.mapping) };
+    fn time(&mut self, span: Span, after: Option<Uuid>, by: By, ingested_since: Option<Timestamp>) -> Result<(), End> {
+        let which = Which::forwarded(&self.reader.mapping);
+        let mut selection = Selection { by, happened: None, ingested_since, which };
         if by == By::CreatedAt {
             selection.happened = Some(self.happened(&selection, span)?);
         }
@@ -186,36 +169,49 @@ impl FromPosthog {
         self.read_grown_days(&selection, span, after.as_ref())
     }
 
-    /// Compares what was read with PostHog's own counts, and reads days that have grown again.
+    /// Compares what was read with PostHog's own counts. Of days that have grown, reads what came late, and then all.
     fn read_grown_days(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<(), End> {
-        for round in 0..=MAX_ROUNDS {
-            let counts = self.count(selection, span, after)?;
-            for (day, count) in counts {
-                let read = self.days.get(&day).map_or(0, |day| day.read);
-                if count <= read {
-                    continue;
-                }
-                if round == MAX_ROUNDS {
-                    let problem = format!("{day}: PostHog counts {count} events, but returned {read} of them");
+        let late_since = selection.ingested_since.max(Some(self.late_since));
+        let late = Selection { ingested_since: late_since, ..selection.clone() };
+        self.go_on_from(&late, &after.cloned().unwrap_or_else(|| Key::at(span.from)));
+        for again in [Some(&late), Some(&late), Some(selection), None] {
+            let mut grown = self.count(selection, span, after)?;
+            grown.retain(|date, count| *count > self.days.read(*date));
+            if grown.is_empty() {
+                break;
+            }
+            for (date, count) in grown {
+                let read = self.days.read(date);
+                let Some(again) = again else {
+                    let problem = format!("{date}: PostHog counts {count} events, but returned {read} of them");
                     self.reader.missing(count - read, &problem);
                     continue;
-                }
-                let again = match self.days.get(&day).is_some_and(|day| day.seen.is_none()) {
-                    true => "; its events come a second time, with the same messageId",
+                };
+                let only_late = again.ingested_since != selection.ingested_since;
+                let what = match only_late {
+                    true => format!("what PostHog took in since {:.0}", self.late_since),
+                    false => "all of it again".to_owned(),
+                };
+                let twice = match self.days.has_forgotten(date) {
+                    true => "; events of it that were sent already come a second time, with the same messageId",
                     false => "",
                 };
-                let more = count - read;
-                self.reader.progress.note(&format!("{day} has {more} more events: reading it again{again}"));
-                let day = day_span(day);
+                let more = HumanCount(count - read);
+                self.reader.progress.note(&format!("{date} has {more} more events by now: reading {what}{twice}"));
+                self.days.begin_again(date, only_late);
+                let day = day_span(date);
                 let day = Span { from: day.from.max(span.from), until: day.until.min(span.until) };
                 let after = after.filter(|after| after.time >= day.from).cloned();
-                if let Some(day) = self.days.get_mut(&date_of(day.from)).filter(|day| day.seen.is_none()) {
-                    day.read = 0;
-                }
-                self.pages(selection, Pages::new([day], after), &mut |_| {})?;
+                self.pages(again, Pages::new([day], after), &mut |_| {})?;
             }
         }
         Ok(())
+    }
+
+    /// Notes that all up to and including this place was read.
+    fn go_on_from(&self, selection: &Selection, Key { time, uuid }: &Key) {
+        let after = Some(uuid.clone()).filter(|uuid| !uuid.is_empty());
+        self.reader.next().resume = Resume::From { since: *time, after, ingested_since: selection.ingested_since };
     }
 
     fn lost(&mut self, lost: &Lost, skip: u64) -> Result<(), End> {
@@ -229,7 +225,8 @@ impl FromPosthog {
             let mut ids = ids.to_vec();
             for (before, after) in AROUND_LOG {
                 let span = Span::new(shifted(first, -24 * before), shifted(last, 24 * after));
-                let selection = Selection { by: By::Timestamp, happened: None, which: Which::Ids(ids.clone()) };
+                let which = Which::Ids(ids.clone());
+                let selection = Selection { by: By::Timestamp, happened: None, ingested_since: None, which };
                 let mut found = HashSet::new();
                 self.pages(&selection, Pages::new([span], None), &mut |uuid| {
                     found.extend(Uuid::parse_str(uuid));
@@ -337,55 +334,42 @@ impl FromPosthog {
                     before = std::mem::replace(&mut previous, key.clone());
                 }
                 if is_time {
-                    let uuid = Some(before.uuid.clone()).filter(|uuid| !uuid.is_empty());
-                    self.reader.next().resume = Resume::From(before.time, uuid);
+                    self.go_on_from(selection, &before);
                     *self.reached.lock().expect("no panic while it is held") = Some(key.time);
                 }
                 told(&key.uuid);
-                self.row(key, &Line::of(row).map_err(|error| give_up(&error))?)?;
+                let line = Line::of(row).map_err(|error| give_up(&error))?;
+                self.row(key, line)?;
             }
             if is_time {
-                let Key { time, uuid } = pages.after().clone();
-                self.reader.next().resume = Resume::From(time, Some(uuid).filter(|uuid| !uuid.is_empty()));
+                self.go_on_from(selection, pages.after());
             }
         }
         Ok(())
     }
 
-    fn row(&mut self, key: &Key, Line { text, problem }: &Line) -> Result<(), Stop> {
-        let element = Raw::parse(text).expect("it was put together from JSON");
+    /// Passes an event on, unless PostHog has it twice or it was read before.
+    fn row(&mut self, key: &Key, Line { text, problem, ingested }: Line) -> Result<(), Stop> {
+        let element = Raw::parse(&text).expect("it was put together from JSON");
+        let (date, is_late) = (date_of(key.time), ingested >= Some(self.late_since));
         Event::decode(element, &Envelope::default(), |event| {
-            if !self.is_new(date_of(key.time), &event, &key.uuid) {
+            let is_new = match &event {
+                Ok(event) => self.days.add(date, &event.key(), is_late),
+                Err(_) => self.days.add(date, &key.uuid, is_late),
+            };
+            if !is_new {
                 return Ok(());
             }
             let place = format!("PostHog's event {}", key.uuid);
-            let original = Original::line(text);
+            let original = Original::line(&text);
             match (event, problem) {
-                (_, Some(problem)) => self.reader.send(&place, Err((*problem).to_owned()), original)?,
+                (_, Some(problem)) => self.reader.send(&place, Err(problem.to_owned()), original)?,
                 (Ok(event), None) => self.reader.event(&place, &event, original)?,
                 (Err(invalid), None) => self.reader.send(&place, Err(invalid.to_string()), original)?,
             }
             self.reader.next().number += 1;
             Ok(())
         })
-    }
-
-    /// Notes an event of a day. Returns false if PostHog has it twice, or if it was read before.
-    fn is_new<E>(&mut self, date: Date, event: &Result<Event<'_>, E>, uuid: &str) -> bool {
-        let fingerprint = match event {
-            Ok(event) => self.hasher.hash_one(event.key()),
-            Err(_) => self.hasher.hash_one(uuid),
-        };
-        let day = self.days.entry(date).or_insert_with(|| Day { read: 0, seen: Some(HashSet::new()) });
-        let is_new = day.seen.as_mut().is_none_or(|seen| seen.insert(fingerprint));
-        day.read += u64::from(is_new);
-        self.seen += usize::from(is_new && day.seen.is_some());
-        if self.seen > MAX_SEEN
-            && let Some(seen) = self.days.values_mut().find_map(|day| day.seen.take())
-        {
-            self.seen -= seen.len();
-        }
-        is_new
     }
 
     /// Asks until there is an answer, or until there can be none.
@@ -461,15 +445,4 @@ fn middle_day(span: Span) -> Option<Timestamp> {
 
 fn shifted(time: Timestamp, hours: i64) -> Timestamp {
     time.checked_add(SignedDuration::from_hours(hours)).unwrap_or(time)
-}
-
-fn date_of(time: Timestamp) -> Date {
-    TimeZone::UTC.to_datetime(time).date()
-}
-
-fn day_span(day: Date) -> Span {
-    let midnight = |day: Date| TimeZone::UTC.to_timestamp(day.to_datetime(Time::midnight()));
-    let from = midnight(day).unwrap_or(Timestamp::MIN);
-    let until = day.tomorrow().and_then(midnight).unwrap_or(Timestamp::MAX);
-    Span { from, until }
 }

@@ -11,16 +11,30 @@ use super::Args;
 pub(super) enum Resume {
     /// After this many events of files, or ids of a log.
     Skip(u64),
-    /// From a time on, or after the event of that time and uuid.
-    From(Timestamp, Option<String>),
+    /// From a time on, or after the event of that time and uuid; only with what PostHog took in since another time.
+    From { since: Timestamp, after: Option<String>, ingested_since: Option<Timestamp> },
 }
 
 /// Returns the command with the same arguments, but for where it begins.
 pub(super) fn command(args: &Args, resume: &Resume) -> String {
-    let Args { files, from_posthog, ingested, lost, after, config, failed, rate, since, until, skip, quiet } = args;
-    let (skip, since, after) = match resume {
-        Resume::Skip(skip) => (*skip, *since, after.map(|after| after.to_string())),
-        Resume::From(since, after) => (*skip, Some(*since), after.clone()),
+    let Args {
+        files,
+        from_posthog,
+        ingested,
+        lost,
+        config,
+        failed,
+        rate,
+        since,
+        until,
+        quiet,
+        after: _,
+        ingested_since: _,
+        skip: _,
+    } = args;
+    let (skip, since, after, ingested_since) = match resume.clone() {
+        Resume::Skip(skip) => (skip, *since, None, None),
+        Resume::From { since, after, ingested_since } => (0, Some(since), after, ingested_since),
     };
     let mut words = vec!["variance-connector".to_owned(), "backfill".to_owned()];
     words.extend(from_posthog.then(|| "--from-posthog".to_owned()));
@@ -29,7 +43,7 @@ pub(super) fn command(args: &Args, resume: &Resume) -> String {
         words.extend(path.iter().map(|path| format!("{flag} {}", quoted(path))));
     }
     words.extend(rate.map(|rate| format!("--rate {rate}")));
-    for (flag, time) in [("--since", since), ("--until", *until)] {
+    for (flag, time) in [("--since", since), ("--until", *until), ("--ingested-since", ingested_since)] {
         words.extend(time.iter().map(|time| format!("{flag} {time}")));
     }
     words.extend(after.map(|after| format!("--after {after}")));
@@ -77,15 +91,18 @@ mod tests {
             resumed(files, &Resume::Skip(42)),
             r"variance-connector backfill --skip 42 --config c.toml --failed 'bad lines' --rate 100 --since 2026-08-20T00:00:00Z --quiet a.jsonl 'it'\''s' -"
         );
-        let posthog = "backfill|--from-posthog|--ingested|--since=2026-08-20|--until=2026-08-21|--rate=5";
+        let posthog = "backfill|--from-posthog|--ingested|--since=2026-08-20|--until=2026-08-21|--after=0198c4c1-6c1e-7d3a-9b54-000000000000|--rate=5";
         let uuid = "0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11";
         let time = "2026-08-20T09:14:03.512345Z".parse().unwrap();
+        let from = |after: Option<&str>, ingested_since| {
+            resumed(posthog, &Resume::From { since: time, after: after.map(str::to_owned), ingested_since })
+        };
+        let start = "variance-connector backfill --from-posthog --rate 5 --since 2026-08-20T09:14:03.512345Z \
+                     --until 2026-08-21T00:00:00Z";
+        assert_eq!(from(Some(uuid), None), format!("{start} --after {uuid} --ingested"));
         assert_eq!(
-            resumed(posthog, &Resume::From(time, Some(uuid.to_owned()))),
-            format!(
-                "variance-connector backfill --from-posthog --rate 5 --since 2026-08-20T09:14:03.512345Z \
-                 --until 2026-08-21T00:00:00Z --after {uuid} --ingested"
-            )
+            from(None, "2026-08-22T00:00:00Z".parse().ok()),
+            format!("{start} --ingested-since 2026-08-22T00:00:00Z --ingested")
         );
         assert_eq!(
             resumed("backfill|--from-posthog|--lost=a.log", &Resume::Skip(200)),

@@ -52,6 +52,8 @@ pub(super) struct Selection {
     /// The bounds of the other time, for events that are selected by when they came in: without them the whole table is
     /// read.
     pub(super) happened: Option<Span>,
+    /// The earliest time at which PostHog took the events in.
+    pub(super) ingested_since: Option<Timestamp>,
     /// The condition on the events themselves.
     pub(super) which: Which,
 }
@@ -137,6 +139,10 @@ impl Selection {
             let and = if index > 0 { " AND " } else { "" };
             query.push(&format!("{and}{column} >= toDateTime({from}) AND {column} < toDateTime({until})"));
         }
+        if let Some(since) = self.ingested_since {
+            let since = query.value(stamp(since));
+            query.push(&format!(" AND {} >= toDateTime({since})", By::CreatedAt.column()));
+        }
         let (capture, named) = match &self.which {
             Which::Calls { capture, named } => (*capture, named),
             Which::Ids(ids) => {
@@ -187,7 +193,7 @@ mod tests {
     }
 
     fn selection(by: By, which: Which) -> Selection {
-        Selection { by, happened: (by == By::CreatedAt).then(span), which }
+        Selection { by, happened: (by == By::CreatedAt).then(span), ingested_since: None, which }
     }
 
     #[test]
@@ -219,6 +225,13 @@ mod tests {
             assert_eq!(values[&format!("v{index}")], *expected);
         }
         let first = Page { after: Key::at(span().from), ..page };
+        let late = Selection { ingested_since: Some(span().until), ..selection(By::Timestamp, which.clone()) };
+        let Query { text, values } = late.page(&first);
+        assert!(
+            text.contains(" timestamp < toDateTime({v1}) AND created_at >= toDateTime({v2}) AND (event NOT LIKE"),
+            "{text}"
+        );
+        assert_eq!(values["v2"], "2025-03-30T01:30:00.123456Z");
         let Query { text, .. } = selection(By::CreatedAt, which).page(&first);
         assert!(
             text.contains(

@@ -12,6 +12,8 @@ pub(super) struct Line {
     pub(super) text: String,
     /// The reason why it is not an event that can be forwarded.
     pub(super) problem: Option<&'static str>,
+    /// The time at which PostHog took it in.
+    pub(super) ingested: Option<Timestamp>,
 }
 
 /// The error of a row whose values cannot be what was asked for.
@@ -33,7 +35,7 @@ pub(super) fn key(values: &[Raw<'_>], by: By) -> Result<Key, Unusable> {
 impl Line {
     /// Makes a line of a page's row.
     pub(super) fn of(values: &[Raw<'_>]) -> Result<Self, Unusable> {
-        let [uuid, name, distinct_id, timestamp, _, properties, person] = values else { return Err(Unusable) };
+        let [uuid, name, distinct_id, timestamp, created_at, properties, person] = values else { return Err(Unusable) };
         let mut text = format!("{{\"uuid\":{},\"event\":{}", uuid.as_str(), name.as_str());
         text.extend([",\"distinct_id\":", distinct_id.as_str()]);
         if let Some(happened) = time_of(*timestamp) {
@@ -52,7 +54,7 @@ impl Line {
             }
         }
         text.push('}');
-        Ok(Self { text, problem })
+        Ok(Self { text, problem, ingested: time_of(*created_at) })
     }
 }
 
@@ -96,6 +98,7 @@ mod tests {
     fn a_row_becomes_an_exported_line() {
         let (key, line) = read(r#""{\"n\":18446744073709551617,\"half\":\"\\ud83d\"}""#, r#""{\"email\":\"a@b.c\"}""#);
         assert_eq!(key.time, "2026-08-20T23:00:00.000001Z".parse().unwrap());
+        assert_eq!(line.ingested, Some(key.time));
         assert_eq!(
             line.text,
             r#"{"uuid":"0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11","event":"plan \"upgraded\" \ud83d","distinct_id":"user","timestamp":"2026-08-20T09:14:03.512Z","properties":{"n":18446744073709551617,"half":"\ud83d"},"person_properties":{"email":"a@b.c"}}"#

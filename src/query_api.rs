@@ -5,7 +5,7 @@
 
 use std::{
     error::Error as _,
-    fmt,
+    fmt, io,
     time::{Duration, SystemTime},
 };
 
@@ -14,6 +14,7 @@ use http::{
     header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
 };
 use reqwest::{Client, Response, redirect};
+use rustls::CertificateError;
 use serde_json::{Map, Value, json};
 use url::Url;
 
@@ -282,11 +283,24 @@ async fn read(mut reply: Response, limit: usize) -> Result<String, QueryError> {
 /// Turns an error of the client into one for the caller. Its own text names the URL, so the last cause is shown
 /// instead.
 fn fault(error: &reqwest::Error) -> QueryError {
-    let mut cause = error.source();
-    while let Some(next) = cause.and_then(|cause| cause.source()) {
-        cause = Some(next);
+    let (mut next, mut cause, mut certificate) = (error.source(), String::new(), None);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(error)) = error.downcast_ref() {
+            certificate = Some(error);
+        }
+        cause = format!(" ({error})");
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
     }
-    let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+    if let Some(error) = certificate {
+        let hint = match error {
+            CertificateError::UnknownIssuer => ": SSL_CERT_FILE can name a bundle with the authority that issued it",
+            _ => "",
+        };
+        return QueryError::GiveUp(format!("PostHog's certificate cannot be trusted{cause}{hint}"));
+    }
     match error {
         error if error.is_connect() => QueryError::NoAnswer(format!("PostHog cannot be reached{cause}")),
         error if error.is_timeout() => QueryError::AskForLess("PostHog did not answer in time".to_owned()),

@@ -17,7 +17,7 @@ use crate::{harness::install_provider, program::Program, variance::Variance};
 
 /// The authority that signed the certificate of `localhost`; it is marked as an authority, and is valid for `localhost`
 /// too.
-const AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/localhost-authority.pem");
+pub const AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/localhost-authority.pem");
 
 /// The fault of the server.
 #[derive(Clone, Copy, Debug)]

@@ -13,7 +13,9 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
+    certificates,
     program::{Ended, Program},
+    tls,
     variance::{Behaviour, Received, Variance},
 };
 
@@ -30,7 +32,11 @@ fn row(number: u32) -> Value {
 }
 
 fn reply(columns: &[&str], results: &[Value]) -> Behaviour {
-    text(200, &json!({"columns": columns, "results": results, "error": null, "hasMore": false}).to_string())
+    text(200, &table(columns, results))
+}
+
+fn table(columns: &[&str], results: &[Value]) -> String {
+    json!({"columns": columns, "results": results, "error": null, "hasMore": false}).to_string()
 }
 
 fn text(status: u16, body: &str) -> Behaviour {
@@ -277,6 +283,31 @@ async fn events_that_posthog_counts_and_does_not_return_are_missing() {
         "2 events read = 2 delivered + 0 filtered + 0 refused + 0 invalid; events not found in PostHog: 1,198"
     );
     assert_eq!(variance.count(), 2, "none is sent twice");
+}
+
+#[tokio::test]
+async fn a_posthog_with_a_certificate_of_ones_own_is_trusted_by_ssl_cert_file_and_else_given_up_at_once() {
+    let variance = Variance::start().await;
+    let (port, requests) = tls::server_for_localhost(table(&["ev_day", "ev_count"], &[]));
+    let asking = |host: &str, authority: &str| {
+        let program = Program::new([&["backfill", "--from-posthog"], &DAY[..]].concat()).to(&variance);
+        let program = program.env("POSTHOG_URL", format!("https://{host}:{port}")).env("SSL_CERT_FILE", authority);
+        program.env("POSTHOG_PROJECT_ID", "7").env("POSTHOG_API_KEY", KEY).run()
+    };
+    let ended = asking("localhost", certificates::AUTHORITY).await;
+    assert!(ended.code == 0 && ended.err.contains("PostHog has 0 events"), "{ended:?}");
+    let requests: Vec<_> = requests.try_iter().collect();
+    assert!(requests.iter().all(|head| head.starts_with("POST /api/projects/7/query/ HTTP/1.1\r\n")), "{requests:?}");
+    assert_eq!(requests.len(), 2, "the count at the start, and the one at the end");
+    let ended = asking("localhost", tls::AUTHORITY).await;
+    let says = "error: PostHog's certificate cannot be trusted (invalid peer certificate: UnknownIssuer): \
+                SSL_CERT_FILE can name a bundle with the authority that issued it\n";
+    assert!(ended.code == 1 && ended.err.contains(says), "{ended:?}");
+    let ended = asking("127.0.0.1", certificates::AUTHORITY).await;
+    assert!(ended.code == 1 && ended.err.contains("not valid for name \"127.0.0.1\""), "{ended:?}");
+    assert!(!ended.err.contains("SSL_CERT_FILE"), "{ended:?}");
+    let ended = asking("localhost", "/nowhere").await;
+    assert!(ended.code == 64 && ended.err.contains("error: SSL_CERT_FILE"), "{ended:?}");
 }
 
 #[tokio::test]

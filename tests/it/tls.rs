@@ -1,7 +1,7 @@
-//! A server that speaks TLS, for a name that is not this machine's: `other.example`.
+//! A server that speaks TLS, for `localhost` or for a name that is not this machine's: `other.example`.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
     sync::{Arc, mpsc},
     thread,
@@ -19,11 +19,21 @@ pub const AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtu
 /// The certificate itself, which signed nothing.
 pub const NO_AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/tls/certificate.pem");
 
-/// Starts the server, which takes everything. Returns its port, and the heads of the requests that it gets.
+/// Starts the server for `other.example`, which takes everything. Returns its port, and the heads of the requests that it
+/// gets.
 pub fn server() -> (u16, mpsc::Receiver<String>) {
+    start(include_bytes!("fixtures/tls/certificate.pem"), include_bytes!("fixtures/tls/key.pem"), String::new())
+}
+
+/// Does the same for `localhost`, with this answer to everything.
+pub fn server_for_localhost(answer: String) -> (u16, mpsc::Receiver<String>) {
+    start(include_bytes!("fixtures/tls/localhost.pem"), include_bytes!("fixtures/tls/localhost-key.pem"), answer)
+}
+
+fn start(certificate: &[u8], key: &[u8], answer: String) -> (u16, mpsc::Receiver<String>) {
     install_provider();
-    let certificate = CertificateDer::from_pem_slice(include_bytes!("fixtures/tls/certificate.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(include_bytes!("fixtures/tls/key.pem")).unwrap();
+    let certificate = CertificateDer::from_pem_slice(certificate).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key).unwrap();
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
     let (config, listener) = (Arc::new(config), TcpListener::bind("127.0.0.1:0").unwrap());
     let port = listener.local_addr().unwrap().port();
@@ -34,11 +44,12 @@ pub fn server() -> (u16, mpsc::Receiver<String>) {
             let mut stream = BufReader::new(StreamOwned::new(connection, stream.unwrap()));
             // A client that breaks the handshake off sends no head.
             if let Some(head) = head(&mut stream) {
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+                stream.read_exact(&mut vec![0; length.unwrap_or(0)]).unwrap();
                 heads.send(head).unwrap();
-                stream
-                    .get_mut()
-                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                    .unwrap();
+                let length = answer.len();
+                let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{answer}");
+                stream.get_mut().write_all(reply.as_bytes()).unwrap();
             }
         }
     });

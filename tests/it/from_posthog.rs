@@ -91,6 +91,7 @@ async fn every_event_of_a_time_is_fetched_until_a_page_is_empty() {
     let ended = program(&variance, &posthog, &[]).run().await;
     assert!(ended.code == 0 && ended.err.contains("note: without --until, all up to 20"), "{ended:?}");
     assert!(ended.err.contains("PostHog has 20 events that are forwarded, from 1970-01-01T00:00:00Z"), "{}", ended.err);
+    assert_eq!(posthog.max_in_flight(), 1, "one query at a time");
     for received in posthog.received() {
         assert_eq!(received.line, "POST /api/projects/7/query/ HTTP/1.1");
         assert_eq!(received.headers["authorization"], format!("Bearer {KEY}"));

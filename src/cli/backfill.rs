@@ -166,17 +166,16 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
     let Args { ingested, ingested_since, lost, after, since, until, skip, quiet, .. } = args;
     Ok(Some(match lost {
         Some(path) => {
-            let log: Box<dyn Read> = match path == Path::new("-") {
-                true => Box::new(io::stdin()),
-                false => Box::new(File::open(path).with_context(|| path.display().to_string())?),
+            let (name, log): (_, io::Result<Box<dyn Read>>) = match path == Path::new("-") {
+                true => ("standard input".to_owned(), Ok(Box::new(io::stdin()))),
+                false => (path.display().to_string(), File::open(path).map(|file| Box::new(file) as Box<dyn Read>)),
             };
-            let lost =
-                Lost::read(BufReader::with_capacity(64 << 10, log)).with_context(|| path.display().to_string())?;
+            let lost = log.and_then(|log| Lost::read(BufReader::with_capacity(64 << 10, log)));
+            let lost = lost.with_context(|| name.clone())?;
             if lost.ids.is_empty() && lost.others.is_empty() {
                 anyhow::ensure!(
                     lost.is_connectors,
-                    "{} has no line of the connector's log: is it the whole log, standard error included (`2>&1`)?",
-                    path.display()
+                    "{name} has no line of the connector's log: is it the whole log, standard error included (`2>&1`)?"
                 );
                 if !quiet {
                     crate::cli::tell(format_args!(

@@ -408,7 +408,7 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     for other in ["", "Error: No such container: variance-connector\n"] {
         let ended = program(&variance, &posthog, &["--lost", "-"]).input(other).run().await;
         assert!(ended.code == 1 && ended.out.is_empty(), "{ended:?}");
-        assert!(ended.err.contains("- has no line of the connector's log"), "{ended:?}");
+        assert!(ended.err.contains("standard input has no line of the connector's log"), "{ended:?}");
     }
     let ended = program(&variance, &posthog, &["--lost", "no/such/log"]).run().await;
     assert!(ended.code == 1 && ended.err.contains("no/such/log: No such file"), "{ended:?}");

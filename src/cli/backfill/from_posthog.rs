@@ -292,7 +292,7 @@ impl FromPosthog {
             let rows = reply.rows().map_err(|error| End::GiveUp(error.to_string()))?;
             let mut last = None;
             for row in rows {
-                let (day, count) = (text(row[0]).parse::<Date>(), text(row[1]).parse::<u64>());
+                let (day, count) = (row[0].to_plain().parse::<Date>(), row[1].to_plain().parse::<u64>());
                 let (Ok(day), Ok(count)) = (day, count) else {
                     return Err(End::GiveUp("PostHog answered with counts in an unexpected form".to_owned()));
                 };
@@ -430,10 +430,6 @@ impl FromPosthog {
             Err(_elapsed) => Ok(()),
         }
     }
-}
-
-fn text(value: Raw<'_>) -> String {
-    value.as_text().map_or_else(|| value.as_str().to_owned(), |text| text.to_scalar_string().into_owned())
 }
 
 /// Returns the midnight that is nearest to the middle of a span of several days.

@@ -65,12 +65,9 @@ pub(super) fn time_of(value: Raw<'_>) -> Option<Timestamp> {
 
 /// Returns the object that a value or its text is, or `None` if there is none.
 fn object(value: Raw<'_>) -> Result<Option<String>, ()> {
-    let text = match value.as_text() {
-        Some(text) => text.to_scalar_string().into_owned(),
-        None => value.as_str().to_owned(),
-    };
+    let text = value.to_plain();
     match Raw::parse(&text) {
-        Ok(object) if object.is_object() => Ok(Some(text)),
+        Ok(object) if object.is_object() => Ok(Some(text.into_owned())),
         _ if matches!(text.trim(), "" | "null") => Ok(None),
         _ => Err(()),
     }

@@ -304,8 +304,8 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
         }
         url
     });
-    let from = "it is the value of the header that Variance > Integrations > PostHog shows; variance.authorization_file \
-                can name a file with it";
+    let from = "copy the header's whole value from Variance > Integrations > PostHog, or name a file with it in \
+                variance.authorization_file";
     let authorization = reader.required(authorization, &AUTHORIZATION.key, from);
     let webhook_url = webhook_url.and_then(|url| network(reader, url));
     let ((value, file), (webhook_url, network)) = (authorization?, webhook_url?);
@@ -347,13 +347,20 @@ fn server(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<S
         (&BATCH_DEADLINE, settings.batch_deadline, BATCH_SENDER_GIVES_UP),
     ] {
         if deadline >= end {
-            let (name, end) = (reader.named(&row.key), humantime::format_duration(end));
-            reader.warn(format!("{name} is not under {end}: PostHog gives up then, and never sees the reply"));
+            let name = reader.named(&row.key);
+            let [deadline, end] = [deadline, end].map(humantime::format_duration);
+            reader.warn(format!(
+                "{name} is {deadline}, but PostHog gives up after {end} and does not see a later reply: set it below that"
+            ));
         }
     }
     if settings.shutdown_grace > DOCKER_KILLS && reader.is_in_container() {
-        let (name, end) = (reader.named(&SHUTDOWN_GRACE.key), humantime::format_duration(DOCKER_KILLS));
-        reader.warn(format!("{name} is more than {end}: by default, Docker kills after that time (`--stop-timeout`)"));
+        let name = reader.named(&SHUTDOWN_GRACE.key);
+        let [grace, end] = [settings.shutdown_grace, DOCKER_KILLS].map(humantime::format_duration);
+        reader.warn(format!(
+            "{name} is {grace}, but by default Docker kills a container {end} after it asked it to stop: give it more \
+             time (`--stop-timeout`)"
+        ));
     }
     Ok(settings)
 }
@@ -373,15 +380,16 @@ fn auth(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<Aut
     let name = reader.named(&LISTEN.key);
     if allow_anonymous {
         let allowed = reader.named(&ALLOW_ANONYMOUS.key);
-        reader
-            .warn(format!("{name} is {listen} and {allowed} is true: whoever reaches it can send events to Variance"));
+        reader.warn(format!(
+            "{name} is {listen} and {allowed} is true: anybody who reaches this address can send events to Variance"
+        ));
         return Ok(settings);
     }
     let [token, secret, anonymous] =
         [&TOKEN.key, &SIGNING_SECRET.key, &ALLOW_ANONYMOUS.key].map(|key| format!("{} ({})", key.name, key.variable()));
     Err(reader.problem(format!(
-        "{name} is {listen}, which others can reach, and no credential is asked of senders: set {token}, or {secret}, \
-         or, if only who may send can reach it, {anonymous} to true"
+        "{name} is {listen}, which others can reach, but senders need no credential: set {token} or {secret}. If only \
+         senders that you trust can reach it, set {anonymous} to true instead"
     )))
 }
 
@@ -397,7 +405,7 @@ fn mapping(reader: &mut Reader) -> Result<MappingSettings, Reported> {
     let calls = calls.and_then(|calls| match calls.is_empty() {
         true => {
             let name = reader.named(&CALLS.key);
-            Err(reader.problem(format!("{name} is empty: nothing would be forwarded")))
+            Err(reader.problem(format!("{name} is empty, so nothing would be forwarded: name at least one call")))
         }
         false => Ok(calls),
     });
@@ -407,11 +415,11 @@ fn mapping(reader: &mut Reader) -> Result<MappingSettings, Reported> {
         let included = reader.named(&INCLUDE.key);
         if !calls.contains(&Call::Capture) {
             let calls = reader.named(&CALLS.key);
-            reader.problem(format!("{included} names capture events, which {calls} leaves out"));
+            reader.problem(format!("{included} names capture events, but {calls} does not have `capture`: add it"));
         }
         for lost in include.iter().filter(|name| exclude.iter().any(|pattern| pattern.covers(name))) {
             let excluded = reader.named(&EXCLUDE.key);
-            reader.problem(format!("{included} and {excluded} both name {lost}, which would not be forwarded"));
+            reader.problem(format!("{included} and {excluded} both name {lost}: remove it from one of them"));
         }
     }
     Ok(MappingSettings {
@@ -443,7 +451,7 @@ fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
     let url = reader.option(&POSTHOG_URL);
     let project_id = reader.option(&POSTHOG_PROJECT_ID);
     let api_key = reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE);
-    let from = "it is https://us.posthog.com, https://eu.posthog.com or where your own PostHog is";
+    let from = "it is https://us.posthog.com, https://eu.posthog.com or the address of your own PostHog";
     let url = reader.required(url, &POSTHOG_URL.key, from).inspect(|url| {
         if url.scheme() == "http" && !values::is_loopback(url) {
             let name = reader.named(&POSTHOG_URL.key);
@@ -452,13 +460,13 @@ fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
     });
     let from = "it is the number in the URL of every page of the project";
     let project_id = reader.required(project_id, &POSTHOG_PROJECT_ID.key, from);
-    let from = "make a personal API key with the scope query:read in PostHog's settings; posthog.api_key_file can name a \
-                file with it";
+    let from = "create a personal API key with the scope query:read in PostHog's settings, and set it here or name a file \
+                with it in posthog.api_key_file";
     let api_key = reader.required(api_key, &POSTHOG_API_KEY.key, from).and_then(|(key, _)| {
         if key.expose().starts_with("phc_") {
             let name = reader.named(&POSTHOG_API_KEY.key);
             return Err(reader.problem(format!(
-                "{name} is a project's key (phc_…), which can only send events: make a personal API key (phx_…) with the \
+                "{name} is a project's key (phc_…), which can only send events: create a personal API key (phx_…) with the \
                  scope query:read in PostHog's settings"
             )));
         }

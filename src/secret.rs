@@ -27,6 +27,9 @@ impl fmt::Debug for Secret {
 /// The flaw of a text in quotation marks, as [`repaired`] names it.
 pub const QUOTATION_MARKS: &str = "quotation marks";
 
+/// The start of the key of a PostHog project, which is not a secret and opens nothing.
+pub const PROJECT_KEY_START: &str = "phc_";
+
 /// Reads a file that holds a secret, without the white space at its end, which editors and `echo` leave there.
 ///
 /// # Errors
@@ -80,6 +83,9 @@ pub fn described(text: &str) -> String {
     let odd = text.char_indices().find(|(_, character)| !character.is_ascii_graphic() && *character != ' ');
     match (text.chars().next(), odd) {
         (None, _) => "it is empty".to_owned(),
+        _ if text.starts_with(PROJECT_KEY_START) => {
+            format!("it is the key of a PostHog project (`{PROJECT_KEY_START}…`), which can only send events")
+        }
         _ if is_half_quoted(text) => "it begins with an unmatched quotation mark".to_owned(),
         (_, Some((_, '\n' | '\r'))) => "it has more than one line".to_owned(),
         (_, Some((_, odd))) if odd.is_control() => format!("it has a control character (U+{:04X})", u32::from(odd)),
@@ -122,6 +128,7 @@ mod tests {
             ("tooshort", "it has 8 characters"),
             ("\"open", "it begins with an unmatched quotation mark"),
             ("“Bearer abc”", "it begins with an unmatched quotation mark"),
+            ("phc_a1", "it is the key of a PostHog project (`phc_…`), which can only send events"),
             ("two\nlines", "it has more than one line"),
             ("bell\u{7}", "it has a control character (U+0007)"),
             ("Bearer schlüssel", "it has 16 characters, and character 12 is not ASCII"),

@@ -77,7 +77,13 @@ impl File {
         };
         let entry = match read(key.kind, value) {
             Some(value) => Ok(Given { value, origin }),
-            None => Err(format!("{name} ({origin}) is {}, but must be {}", with_article(value), key.kind.in_toml())),
+            None => {
+                let found = match (key.kind, value) {
+                    (Kind::List, DeValue::Array(_)) => "an array with something other than strings in it",
+                    (_, value) => with_article(value),
+                };
+                Err(format!("{name} ({origin}) is {found}, but must be {}", key.kind.in_toml()))
+            }
         };
         self.entries.insert(key.name, entry);
     }

@@ -117,7 +117,7 @@ pub(super) static PERSON_TRAITS: Row<bool> =
         .doc("Whether the person's properties go along with every event. They are personal data.");
 
 pub(super) static ACCOUNT_GROUP: Row<String> =
-    Row::new("filter.account_group", &["CONNECTOR_ACCOUNT_GROUP"], Kind::Text, values::text)
+    Row::new("filter.account_group", &["CONNECTOR_ACCOUNT_GROUP"], Kind::Text, values::group_type)
         .doc("The PostHog group type that is an account at Variance.");
 
 pub(super) static CONCURRENCY: Row<usize> =

@@ -204,7 +204,7 @@ impl Reader {
         };
         if !flaws.is_empty() {
             let (name, flaws) = (key.name, flaws.join(" and "));
-            self.warn(format!("{name} ({origin}) is used without what was given along with it: {flaws}"));
+            self.warn(format!("{name} ({origin}) has {flaws}. This is not part of the value and is ignored"));
         }
         cleaned
     }

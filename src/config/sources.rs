@@ -104,11 +104,12 @@ impl Sources {
     pub(super) fn unknown_variables(&self) -> impl Iterator<Item = String> {
         let known = || KEYS.iter().flat_map(|key| key.variables).copied().chain([FILE_VARIABLE]);
         let names = self.variables.keys().filter_map(|name| name.to_str()).filter(|name| self.variable(name).is_some());
+        let meant = move || known().filter(|name| !name.starts_with("POSTHOG_"));
         let is_ours = |name: &&str| name.starts_with("CONNECTOR_") || name.starts_with("VARIANCE_");
         names
             .filter(is_ours)
             .filter(move |name| known().all(|known| known != *name))
-            .map(move |name| format!("unknown environment variable {name}{}", did_you_mean(name, '_', known())))
+            .map(move |name| format!("unknown environment variable {name}{}", did_you_mean(name, '_', meant())))
     }
 }
 

@@ -185,15 +185,15 @@ fn others_cannot_send_without_a_credential_unless_that_is_said() {
     let open = ("CONNECTOR_LISTEN", "0.0.0.0:8080");
     assert_eq!(
         Given::new(&[open]).problems(),
-        ["server.listen (environment variable CONNECTOR_LISTEN) is 0.0.0.0:8080, which others can reach, and no \
-          credential is asked of senders: set server.token (CONNECTOR_TOKEN), or server.signing_secret \
-          (CONNECTOR_SIGNING_SECRET), or, if only who may send can reach it, server.allow_anonymous \
-          (CONNECTOR_ALLOW_ANONYMOUS) to true"]
+        ["server.listen (environment variable CONNECTOR_LISTEN) is 0.0.0.0:8080, which others can reach, but \
+          senders need no credential: set server.token (CONNECTOR_TOKEN) or server.signing_secret \
+          (CONNECTOR_SIGNING_SECRET). If only senders that you trust can reach it, set server.allow_anonymous \
+          (CONNECTOR_ALLOW_ANONYMOUS) to true instead"]
     );
     assert_eq!(
         Given::new(&[open, ("CONNECTOR_ALLOW_ANONYMOUS", "true")]).warnings(),
         ["server.listen (environment variable CONNECTOR_LISTEN) is 0.0.0.0:8080 and server.allow_anonymous \
-          (environment variable CONNECTOR_ALLOW_ANONYMOUS) is true: whoever reaches it can send events to Variance"]
+          (environment variable CONNECTOR_ALLOW_ANONYMOUS) is true: anybody who reaches this address can send events to Variance"]
     );
     let secret = ("CONNECTOR_SIGNING_SECRET", "whsec_QW4gZXhhbXBsZSwgbm90IGEgc2VjcmV0IQ==");
     for credential in [("CONNECTOR_TOKEN", "0123456789abcdef"), secret] {
@@ -223,12 +223,12 @@ fn what_is_most_likely_not_meant_is_warned_of() {
         (
             "CONNECTOR_WEBHOOK_DEADLINE",
             "3s",
-            "server.webhook_deadline (environment variable CONNECTOR_WEBHOOK_DEADLINE) is not under 3s: PostHog gives up then, and never sees the reply",
+            "server.webhook_deadline (environment variable CONNECTOR_WEBHOOK_DEADLINE) is 3s, but PostHog gives up after 3s and does not see a later reply: set it below that",
         ),
         (
             "CONNECTOR_BATCH_DEADLINE",
             "5min",
-            "server.batch_deadline (environment variable CONNECTOR_BATCH_DEADLINE) is not under 5m: PostHog gives up then, and never sees the reply",
+            "server.batch_deadline (environment variable CONNECTOR_BATCH_DEADLINE) is 5m, but PostHog gives up after 5m and does not see a later reply: set it below that",
         ),
         ("CONNECTOR_LISTENN", "x", "unknown environment variable CONNECTOR_LISTENN: did you mean CONNECTOR_LISTEN?"),
         (
@@ -236,6 +236,7 @@ fn what_is_most_likely_not_meant_is_warned_of() {
             "x",
             "unknown environment variable CONNECTOR_WEBHOOK_URL: did you mean VARIANCE_WEBHOOK_URL?",
         ),
+        ("VARIANCE_URL", "x", "unknown environment variable VARIANCE_URL"),
         ("VARIANCE_CONNECTOR_PORT_8080_TCP", "x", "unknown environment variable VARIANCE_CONNECTOR_PORT_8080_TCP"),
     ] {
         let mut given = Given::new(&[]).without(variable);
@@ -254,8 +255,8 @@ fn a_grace_that_docker_cuts_short_is_warned_of_in_a_container() {
     let grace = ("CONNECTOR_SHUTDOWN_GRACE", "11s");
     assert_eq!(
         Given::new(&[grace, ("container", "oci")]).warnings(),
-        ["delivery.shutdown_grace (environment variable CONNECTOR_SHUTDOWN_GRACE) is more than 10s: by default, \
-          Docker kills after that time (`--stop-timeout`)"]
+        ["delivery.shutdown_grace (environment variable CONNECTOR_SHUTDOWN_GRACE) is 11s, but by default \
+          Docker kills a container 10s after it asked it to stop: give it more time (`--stop-timeout`)"]
     );
     for elsewhere in [&[grace][..], &[grace, ("container", "oci"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")]] {
         assert_eq!(Given::new(elsewhere).warnings(), [""; 0]);
@@ -277,9 +278,8 @@ fn what_was_given_along_with_a_value_is_taken_off_and_warned_of() {
     ] {
         let Loaded { config, warnings, .. } = loaded(AUTHORIZATION.0, value);
         assert_eq!(config.service.destination.authorization.value, "Bearer s3cr3t");
-        let start =
-            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) is used without what was given along";
-        assert_eq!(warnings, [format!("{start} with it: {flaws}")]);
+        let name = "variance.authorization (environment variable VARIANCE_AUTHORIZATION)";
+        assert_eq!(warnings, [format!("{name} has {flaws}. This is not part of the value and is ignored")]);
     }
     let Loaded { config, warnings, .. } = loaded(URL.0, "'https://variance.example/hook'");
     assert_eq!((config.service.destination.webhook_url.as_str(), warnings.len()), (URL.1, 1));

@@ -99,7 +99,9 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 
 pub(super) fn authorization(text: &str) -> Result<HeaderValue, String> {
     let value = HeaderValue::from_str(text).ok().filter(|_| !text.trim().is_empty() && !secret::is_half_quoted(text));
-    let mut value = value.ok_or_else(|| "one line that an HTTP header can carry".to_owned())?;
+    let mut value = value.ok_or_else(|| {
+        "the header's whole value on one line, in ASCII characters and without quotation marks".to_owned()
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -154,7 +156,7 @@ pub(super) fn posthog_url(text: &str) -> Result<Url, String> {
     let url = url.ok_or(r#"the http or https URL of PostHog's application, such as "https://us.posthog.com""#)?;
     match url.host_str().and_then(|host| host.split_once('.')) {
         Some((region, "i.posthog.com")) => {
-            Err(format!("https://{region}.posthog.com: this host takes events, and answers no questions"))
+            Err(format!("https://{region}.posthog.com: {region}.i.posthog.com only takes events in"))
         }
         _ => Ok(url),
     }
@@ -171,10 +173,10 @@ pub(super) fn api_key(text: &str) -> Result<Secret, String> {
         .ok_or_else(|| "a personal API key of PostHog without white space, such as `phx_…`".to_owned())
 }
 
-/// Parses any text that is not empty.
-pub(super) fn text(text: &str) -> Result<String, String> {
+/// Parses the name of a group type.
+pub(super) fn group_type(text: &str) -> Result<String, String> {
     match text {
-        "" => Err("some text, or left out".to_owned()),
+        "" => Err(r#"the name of a group type, such as "company", or not be set at all"#.to_owned()),
         _ => Ok(text.to_owned()),
     }
 }
@@ -195,7 +197,7 @@ pub(super) fn url_without_secrets(text: &str) -> String {
 pub(super) fn described_url(text: &str) -> String {
     let start = text.to_ascii_lowercase();
     match start.starts_with("http://") || start.starts_with("https://") {
-        true => "no request can be made to it: is its host right, and is it whole?".to_owned(),
+        true => "no request can be made to it: is the host right, and is the URL complete?".to_owned(),
         false => "it does not begin with https:// or http://".to_owned(),
     }
 }

@@ -135,12 +135,12 @@ fn proxy(
     let (except_name, except) = first(["NO_PROXY", "no_proxy"], variable)?.unwrap_or_default();
     for entry in except.split(',').map(str::trim).filter(|entry| never_matches(entry)) {
         warnings.push(format!(
-            "{except_name}: the entry \"{entry}\" never matches: an entry is a host, a domain (.example.com), an address or \
-             a network (10.0.0.0/8), without a port"
+            "{except_name}: the entry \"{entry}\" never matches: an entry must be a host, a domain (.example.com), an address \
+             or a network (10.0.0.0/8), without a port"
         ));
     }
     let is_tls = value.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://"));
-    let proxy = Proxy::all(value).map_err(|_| format!("{name} is no URL of a proxy"))?;
+    let proxy = Proxy::all(value).map_err(|_| format!("{name} is not the URL of a proxy"))?;
     Ok(Some((proxy.no_proxy(NoProxy::from_string(&except)), is_tls)))
 }
 
@@ -156,7 +156,7 @@ fn first(
     };
     match (upper, lower.filter(|lower| !lower.is_empty())) {
         (Some(upper), Some(_)) if upper.is_empty() => {
-            Err(format!("{} is empty and hides {}: unset the one that is not meant", names[0], names[1]))
+            Err(format!("{} is empty and hides {}: unset one of them", names[0], names[1]))
         }
         (Some(upper), _) if !upper.is_empty() => text(names[0], upper),
         (_, Some(lower)) => text(names[1], lower),
@@ -166,7 +166,7 @@ fn first(
 
 /// Says what keeps a value from being a proxy's URL. The value itself may hold a password, and is not shown.
 fn check_proxy(name: &str, value: &str) -> Result<(), Problem> {
-    const RIGHT: &str = "a proxy is given as http://host:port";
+    const RIGHT: &str = "write it as http://host:port or https://host:port";
     let wrong = |what: &str| Err(format!("{name} {what}: {RIGHT}"));
     if value.contains(['"', '\'']) {
         return wrong("has quotes in it");
@@ -176,13 +176,13 @@ fn check_proxy(name: &str, value: &str) -> Result<(), Problem> {
     }
     match value.split_once("://") {
         Some((scheme, _)) if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") => {
-            return Err(format!("{name}: proxies of the kind {scheme}:// are not supported: {RIGHT}"));
+            return Err(format!("{name} is a proxy of the kind {scheme}://, which is not supported: {RIGHT}"));
         }
         _ => {}
     }
     let uri = value.parse::<Uri>().ok();
     if uri.as_ref().and_then(Uri::host).is_none_or(str::is_empty) {
-        return wrong("is no URL with a host");
+        return wrong("is not a URL with a host");
     }
     Ok(())
 }
@@ -203,7 +203,9 @@ fn authorities(variable: impl Fn(&str) -> Option<OsString>) -> Result<RootCertSt
         let probed = openssl_probe::probe();
         add(&mut store, load(probed.cert_file.as_deref(), &probed.cert_dir));
         return if store.is_empty() {
-            Err(format!("this system has no root certificates: install some, or name a bundle in {CERT_FILE}"))
+            Err(format!(
+                "this system has no root certificates: install them (ca-certificates), or name a bundle in {CERT_FILE}"
+            ))
         } else {
             Ok(store)
         };
@@ -215,16 +217,16 @@ fn authorities(variable: impl Fn(&str) -> Option<OsString>) -> Result<RootCertSt
             return Err(format!("{CERT_FILE}: {error}"));
         }
         if add(&mut store, certs) == 0 {
-            return Err(format!("{CERT_FILE}: there is no certificate in {}", file.display()));
+            return Err(format!("{CERT_FILE}: there is no certificate in the file {}", file.display()));
         }
     }
-    if let Some(dirs) = dirs {
-        let dirs: Vec<_> = env::split_paths(&dirs).filter(|dir| !dir.as_os_str().is_empty()).collect();
+    if let Some(all) = dirs {
+        let dirs: Vec<_> = env::split_paths(&all).filter(|dir| !dir.as_os_str().is_empty()).collect();
         if let Some(missing) = dirs.iter().find(|dir| !dir.is_dir()) {
             return Err(format!("{CERT_DIR}: there is no directory {}", missing.display()));
         }
         if add(&mut store, load(None, &dirs)) == 0 {
-            return Err(format!("{CERT_DIR}: there is no certificate in it"));
+            return Err(format!("{CERT_DIR}: there is no certificate in {}", Path::new(&all).display()));
         }
     }
     Ok(store)

@@ -303,9 +303,9 @@ async fn a_configuration_that_would_let_anybody_in_does_not_start_and_says_what_
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens");
     std::fs::write(&file, format!("{TOKEN}\nshort\n")).unwrap();
-    let no_credential = "no credential is asked of senders: set server.token (CONNECTOR_TOKEN), or \
-                         server.signing_secret (CONNECTOR_SIGNING_SECRET), or, if only who may send can reach it, \
-                         server.allow_anonymous (CONNECTOR_ALLOW_ANONYMOUS) to true";
+    let no_credential = "senders need no credential: set server.token (CONNECTOR_TOKEN) or \
+                         server.signing_secret (CONNECTOR_SIGNING_SECRET). If only senders that you trust can reach \
+                         it, set server.allow_anonymous (CONNECTOR_ALLOW_ANONYMOUS) to true instead";
     let token = "must be a token of at least 16 characters";
     let secret = "must be a signing secret of at least 24 bytes in base64, such as `whsec_…`";
     let in_base64 = "must be a signing secret in base64 (letters, digits, `+` and `/`), such as `whsec_…`";

@@ -85,7 +85,7 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         (
             "CONNECTOR_ACCOUNT_GROUP",
             " ",
-            r#"filter.account_group (environment variable CONNECTOR_ACCOUNT_GROUP) is "", but must be some text, or left out"#,
+            r#"filter.account_group (environment variable CONNECTOR_ACCOUNT_GROUP) is "", but must be the name of a group type, such as "company", or not be set at all"#,
         ),
         (
             "CONNECTOR_CONCURRENCY",
@@ -115,7 +115,7 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         (
             "VARIANCE_WEBHOOK_URL",
             "https://{host}/hook",
-            "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from Variance > Integrations > PostHog, but no request can be made to it: is its host right, and is it whole?",
+            "variance.webhook_url (environment variable VARIANCE_WEBHOOK_URL) must be the http or https URL from Variance > Integrations > PostHog, but no request can be made to it: is the host right, and is the URL complete?",
         ),
         (
             "CONNECTOR_SIGNING_SECRET",
@@ -125,12 +125,12 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         (
             "VARIANCE_AUTHORIZATION",
             "\"Bearer abc",
-            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry, but it begins with an unmatched quotation mark",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be the header's whole value on one line, in ASCII characters and without quotation marks, but it begins with an unmatched quotation mark",
         ),
         (
             "VARIANCE_AUTHORIZATION",
             "two\nlines",
-            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be one line that an HTTP header can carry, but it has more than one line",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be the header's whole value on one line, in ASCII characters and without quotation marks, but it has more than one line",
         ),
     ] {
         let mut given = Given::new(&[]).without(variable);
@@ -152,11 +152,12 @@ fn what_is_included_must_be_forwarded() {
         given.problems(),
         [
             format!(
-                "{included} names capture events, which filter.calls (environment variable CONNECTOR_CALLS) leaves out"
+                "{included} names capture events, but filter.calls (environment variable CONNECTOR_CALLS) does not \
+                 have `capture`: add it"
             ),
-            format!("{included} and {excluded} both name \"plan upgraded\", which would not be forwarded"),
-            format!("{included} and {excluded} both name \"plan *\", which would not be forwarded"),
-            format!("{included} and {excluded} both name \"signed up\", which would not be forwarded"),
+            format!("{included} and {excluded} both name \"plan upgraded\": remove it from one of them"),
+            format!("{included} and {excluded} both name \"plan *\": remove it from one of them"),
+            format!("{included} and {excluded} both name \"signed up\": remove it from one of them"),
         ]
     );
 }
@@ -186,9 +187,12 @@ fn a_wrong_line_of_the_file_is_told() {
         ),
         (
             "[filter]\ncalls = ['page', 1]",
-            "filter.calls (config.toml line 2) is an array, but must be an array of strings, or a string with commas",
+            "filter.calls (config.toml line 2) is an array with something other than strings in it, but must be an array of strings, or a string with commas",
         ),
-        ("[filter]\ncalls = []", "filter.calls (config.toml line 2) is empty: nothing would be forwarded"),
+        (
+            "[filter]\ncalls = []",
+            "filter.calls (config.toml line 2) is empty, so nothing would be forwarded: name at least one call",
+        ),
         (
             "[server]\nlisten = ['127.0.0.1:1']",
             "server.listen (config.toml line 2) is an array, but must be a string in quotes",

@@ -86,7 +86,8 @@ impl AuthSettings {
 
 /// Reads the credentials in a file, one per line.
 fn read_lines<T: FromStr<Err = &'static str>>(file: &Path, prefixes: &[&str]) -> io::Result<Vec<T>> {
-    let text = secret::read(file)?;
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
+    let text = secret::read(file).map_err(named)?;
     let credentials = secret::lines(&text).map(|line| secret::repaired(line, prefixes).0.parse());
     credentials.collect::<Result<_, _>>().map_err(|right| {
         io::Error::new(io::ErrorKind::InvalidData, format!("each line of {} must be {right}", file.display()))
@@ -134,37 +135,44 @@ pub enum Proof {
 /// that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// A token is required and there is none.
+    /// A token is required, and there is none.
     #[error("no credential: the header `Authorization: Bearer <token>` is missing")]
     NoToken,
     /// A token is required, and neither the headers nor the body have a valid one.
     #[error(
-        "no credential: neither a header `Authorization: Bearer <token>` nor a right token as the batch's `api_key`"
+        "no valid credential: the token must be in the header `Authorization: Bearer <token>` or be the batch's `api_key`"
     )]
     NoApiKey,
     /// A signature is required and there is none.
     #[error("no credential: the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` are missing")]
     NoSignature,
     /// There are tokens, none of them valid.
-    #[error("the token is wrong: `Authorization` must be `Bearer <token>` or the token alone")]
+    #[error(
+        "the token is wrong: the header must be `Authorization: Bearer <token>`, with one of the connector's tokens"
+    )]
     WrongToken,
     /// Some but not all of a signature's headers are present.
-    #[error("the signature is incomplete: `webhook-id`, `webhook-timestamp` and `webhook-signature` are all needed")]
+    #[error("the signature is incomplete: it needs all of `webhook-id`, `webhook-timestamp` and `webhook-signature`")]
     PartialSignature,
     /// The id would make the parts of the signed content ambiguous.
-    #[error("`webhook-id` must be neither empty nor contain a full stop")]
+    #[error("`webhook-id` must not be empty or contain a full stop")]
     UnusableId,
     /// The timestamp is not a number, or is too large a one.
-    #[error("`webhook-timestamp` must be in whole seconds since 1970")]
+    #[error("`webhook-timestamp` must be a whole number of seconds since 1970")]
     UnreadableTimestamp,
     /// The signature was made too long ago, or in the future.
-    #[error("the signature's timestamp is more than {} minutes off", TOLERANCE.as_secs() / 60)]
+    #[error(
+        "the signature's timestamp is more than {} minutes off: compare the clocks of the sender and the connector",
+        TOLERANCE.as_secs() / 60
+    )]
     StaleTimestamp,
     /// There is no signature of the one kind that a shared secret makes.
-    #[error("`webhook-signature` must be `v1,` and an HMAC-SHA256 in base64")]
+    #[error("`webhook-signature` must be `v1,` followed by an HMAC-SHA256 in base64")]
     UnreadableSignature,
     /// The signature is for another body, or was made with another secret.
-    #[error("the signature is wrong: it must be made with the signing secret over the body as it is sent")]
+    #[error(
+        "the signature is wrong: it must be made with the connector's signing secret, over the body exactly as it is sent"
+    )]
     WrongSignature,
 }
 

@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
 
 use crate::config::{self, Part};
 
@@ -109,6 +110,11 @@ fn at_least_one(text: &str) -> Result<NonZeroU32, String> {
 /// Parses a whole number, or returns a sentence that says what would be right.
 fn whole_number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "it must be a whole number, such as 0 or 1000".to_owned())
+}
+
+/// Parses a UUID, or returns a sentence that says what would be right.
+fn uuid(text: &str) -> Result<Uuid, &'static str> {
+    text.parse().map_err(|_| "it must be the uuid of an event, such as 0198c4c1-6c1e-7d3a-9b54-2f1c7e0a4b11")
 }
 
 /// True if the reader of our output has read enough, as `head` does.

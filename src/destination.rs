@@ -123,10 +123,10 @@ pub enum Fault {
     #[error("Variance's host speaks neither TLS 1.2 nor 1.3")]
     TlsVersion,
     /// It wants a certificate of this program.
-    #[error("Variance's host asks for a client certificate, and there is none")]
+    #[error("Variance's host asks for a client certificate, which the connector does not have")]
     TlsClientCertificate,
     /// It speaks no HTTP/1.1.
-    #[error("Variance's host speaks HTTP/2 alone, and this program HTTP/1.1")]
+    #[error("Variance's host speaks only HTTP/2, and the connector only HTTP/1.1")]
     Http2,
     /// It ended the handshake, and did not say more.
     #[error("Variance's host refused the TLS connection")]
@@ -141,10 +141,10 @@ pub enum Fault {
     #[error("no connection to Variance's host")]
     Connect,
     /// The connection broke before the reply was complete.
-    #[error("the connection to Variance broke before its answer")]
+    #[error("the connection to Variance broke before its reply")]
     Broken,
     /// There is a reply, but not even its status can be read.
-    #[error("the answer of Variance's host could not be read as HTTP/1.1")]
+    #[error("the reply of Variance's host could not be read as HTTP/1.1")]
     Unreadable,
 }
 

@@ -28,12 +28,12 @@ pub enum Encoding {
 
 /// The error of a content encoding that cannot be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the content encoding must be `gzip` or `deflate`, once, or none")]
+#[error("the content encoding must be `gzip`, `deflate` or none, and not more than one")]
 pub struct Unsupported;
 
 /// The error of a body for which there is no room at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the connector is reading as many bodies as it can")]
+#[error("the connector is reading as many bodies as it can: send the request again later")]
 pub struct NoRoom;
 
 /// The reason why a body could not be unpacked.

@@ -96,7 +96,7 @@ pub enum NamePattern {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Filtered {
     /// PostHog made the event up and Variance has no call for it.
-    #[error("not one of the calls that Variance takes")]
+    #[error("not one of the calls that Variance accepts")]
     NoCall,
     /// The settings leave out the event's call.
     #[error("the call `{0}` is not in filter.calls")]

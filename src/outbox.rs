@@ -122,7 +122,7 @@ pub enum Outcome {
     #[error(transparent)]
     Refused(Refusal),
     /// It was not delivered in its time. What the last attempt came to is said if it is known.
-    #[error("Variance did not take the event in time{}", last_answer(.0.as_ref()))]
+    #[error("Variance did not accept the event in time{}", last_answer(.0.as_ref()))]
     Abandoned(Option<Fault>),
 }
 
@@ -133,12 +133,12 @@ pub enum Refusal {
     #[error("Variance refused the event: {0}")]
     Status(StatusCode),
     /// It kept failing, and others were accepted meanwhile.
-    #[error("the event kept failing, and Variance took others meanwhile{}", last_answer(Some(.0)))]
+    #[error("the event kept failing while Variance accepted others{}", last_answer(Some(.0)))]
     KeptFailing(Fault),
 }
 
 fn last_answer(fault: Option<&Fault>) -> String {
-    fault.map_or_else(String::new, |fault| format!("; at last: {fault}"))
+    fault.map_or_else(String::new, |fault| format!("; the last attempt: {fault}"))
 }
 
 /// What became of an event that was handed over.
@@ -428,7 +428,9 @@ impl Shared {
         self.metrics.ended(message.call.into(), counted, 1);
         if outcome != Outcome::Delivered {
             let reason: &dyn fmt::Display = match outcome {
-                Outcome::Abandoned(_) if self.stop.is_cancelled() => &"the connector stopped before Variance had it",
+                Outcome::Abandoned(_) if self.stop.is_cancelled() => {
+                    &"the connector stopped before Variance accepted the event"
+                }
                 Outcome::Delivered | Outcome::Refused(_) | Outcome::Abandoned(_) => &outcome,
             };
             if self.loss_log().note(message.id(), reason, Instant::now()) {

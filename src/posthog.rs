@@ -96,17 +96,17 @@ pub enum Invalid {
     UnfilledName,
     /// The event is an object, but as JSON text in a string.
     #[error(
-        "the event is JSON text in a string, and must be an object: in PostHog, set the destination's field \
+        "the event is JSON text in a string, but must be an object: in PostHog, set the destination's field \
          \"JSON Body\" back to its default"
     )]
     EventIsText,
     /// The element has a `batch` that is not an array, or stands where no batch can be.
-    #[error("`batch` must be an array of events, and stand in the outermost object of the body")]
+    #[error("`batch` must be an array of events in the outermost object of the body")]
     BatchIsNoArray,
     /// The element is PostHog's legacy action webhook, whose text is for people.
     #[error(
         "this is the text of a Slack-style action webhook, which carries no event: in PostHog, create a destination \
-         of the kind \"HTTP Webhook\" instead and leave its body at the default"
+         of the type \"HTTP Webhook\" instead and leave its \"JSON Body\" at the default"
     )]
     ActionWebhook,
 }

@@ -167,12 +167,12 @@ impl QueryApi {
     fn reply(&self, text: String, columns: &[&str]) -> Result<Reply, QueryError> {
         let reply = Reply { text, columns: columns.len() };
         if !reply.text.trim_start().starts_with('{') {
-            let problem = "PostHog answered with something else than JSON, such as a login page: posthog.url must be the \
+            let problem = "PostHog answered with something other than JSON, such as a login page: posthog.url must be the \
                            address of PostHog itself";
             return Err(QueryError::GiveUp(problem.to_owned()));
         }
         let Ok(body) = Raw::parse(&reply.text) else {
-            return Err(QueryError::AskLater("PostHog's answer was cut short".to_owned(), None));
+            return Err(QueryError::AskLater("PostHog's reply was cut short".to_owned(), None));
         };
         let members = body.members();
         let member = |name: &str| members.iter().rfind(|(key, _)| key.as_written() == name).map(|(_, value)| *value);
@@ -182,7 +182,7 @@ impl QueryApi {
         let named: Option<Vec<String>> =
             member("columns").and_then(|columns| serde_json::from_str(columns.as_str()).ok());
         if member("results").is_none_or(|results| !results.is_array()) || named.is_none_or(|named| named != columns) {
-            let problem = "PostHog answered with other columns than were asked for: posthog.url must be the address of \
+            let problem = "PostHog answered with columns that were not asked for: posthog.url must be the address of \
                            PostHog itself";
             return Err(QueryError::GiveUp(problem.to_owned()));
         }
@@ -205,7 +205,9 @@ impl QueryApi {
         match status.as_u16() {
             300..=399 => {
                 let to = location.map_or_else(String::new, |url| format!(" to {}", url.origin().ascii_serialization()));
-                QueryError::GiveUp(format!("{answered}: it redirects{to}; set posthog.url to where it leads"))
+                QueryError::GiveUp(format!(
+                    "{answered}, a redirect{to}: set posthog.url to the address that it leads to"
+                ))
             }
             401 => QueryError::GiveUp(format!(
                 "{answered}. {host} does not know posthog.api_key: it must be a personal API key (phx_…) of this PostHog \
@@ -223,7 +225,7 @@ impl QueryApi {
                  Project, and posthog.url must be the address of PostHog itself"
             )),
             429 if detail.contains("limit: 0") => {
-                QueryError::GiveUp(format!("{answered}. The project's quota is used up; waiting does not help"))
+                QueryError::GiveUp(format!("{answered}. The project's quota is used up, so waiting does not help"))
             }
             408 | 425 | 429 | 502 | 503 => QueryError::AskLater(answered, retry_after),
             413 | 500 | 504 | 512 | 524 => QueryError::AskForLess(answered),
@@ -263,7 +265,7 @@ impl Reply {
         });
         match scanned {
             Ok(()) if rows.iter().all(|row| row.len() == self.columns) => Ok(rows),
-            _ => Err(QueryError::GiveUp("PostHog answered with rows of another form than were asked for".to_owned())),
+            _ => Err(QueryError::GiveUp("PostHog answered with rows in an unexpected form".to_owned())),
         }
     }
 }
@@ -273,7 +275,7 @@ async fn read(mut reply: Response, limit: usize) -> Result<String, QueryError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = reply.chunk().await.map_err(|error| fault(&error))? {
         if bytes.len() + chunk.len() > limit {
-            return Err(QueryError::AskForLess(format!("PostHog's answer was larger than {} MiB", limit >> 20)));
+            return Err(QueryError::AskForLess(format!("PostHog's reply was larger than {} MiB", limit >> 20)));
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -311,7 +313,8 @@ fn fault(error: &reqwest::Error) -> QueryError {
 /// Returns PostHog's own description of an error.
 fn detail(text: &str) -> String {
     let body: Value = serde_json::from_str(text).unwrap_or_default();
-    shown(body["detail"].as_str().or_else(|| body["error"].as_str()).unwrap_or_default())
+    // A sentence follows.
+    shown(body["detail"].as_str().or_else(|| body["error"].as_str()).unwrap_or_default().trim_end_matches('.'))
 }
 
 /// Puts a text on one line, and shortens it.

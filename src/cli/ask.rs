@@ -1,13 +1,14 @@
 //! Requests of commands to the running service, and its address.
 
 use std::{
+    error::Error,
     ffi::OsString,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use reqwest::{Client, StatusCode};
 
 use crate::config::{self, Flags};
@@ -58,7 +59,18 @@ impl Service {
             let reply = self.client.get(format!("http://{NAME}:{}{path}", self.address.port())).send().await?;
             Ok((reply.status(), reply.text().await?))
         };
-        reply.await.map_err(reqwest::Error::without_url).with_context(|| format!("no answer from {}", self.address))
+        reply.await.map_err(|error: reqwest::Error| {
+            let error = error.without_url();
+            // The last cause alone says what a person needs.
+            let mut cause: &dyn Error = &error;
+            while let Some(next) = cause.source() {
+                cause = next;
+            }
+            anyhow!(
+                "no reply from {} ({cause}): does variance-connector run, and is server.listen right?",
+                self.address
+            )
+        })
     }
 }
 

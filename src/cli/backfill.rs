@@ -80,7 +80,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "LOG", conflicts_with_all = ["since", "until", "ingested", "ingested_since"])]
     lost: Option<PathBuf>,
     /// Only events after this one at the time of `--since`; an interrupted run prints it
-    #[arg(long, value_name = "UUID", requires = "since")]
+    #[arg(long, value_name = "UUID", requires = "since", value_parser = super::uuid)]
     after: Option<Uuid>,
     /// The configuration file; else that in `CONNECTOR_CONFIG`
     #[arg(long, value_name = "FILE")]
@@ -147,16 +147,16 @@ fn problem(args: &Args, now: Timestamp) -> Option<String> {
         }
         (Some(since), Some(until)) if since >= until => Some(format!("--since {since} is not before --until {until}")),
         (_, Some(until)) if *from_posthog && *until > now => {
-            Some(format!("--until {until} is yet to come: without it, all up to a quarter of an hour ago is read"))
+            Some(format!("--until {until} is in the future: leave it out to read all events up to 15 minutes ago"))
         }
-        (Some(since), None) if *from_posthog && *since >= now - MARGIN => {
-            Some(format!("--since {since} is less than a quarter of an hour ago: say --until, too"))
-        }
+        (Some(since), None) if *from_posthog && *since >= now - MARGIN => Some(format!(
+            "--since {since} is less than 15 minutes ago, where reading ends by default: set --until, too"
+        )),
         _ => {
             let failed = args.failed.as_deref()?;
             let mut read = args.files.iter().chain(lost);
             let is_read = read.any(|file| is_same(failed, file));
-            is_read.then(|| format!("--failed {} is one of the files to be read", failed.display()))
+            is_read.then(|| format!("--failed {} is one of the files to be read: name another file", failed.display()))
         }
     }
 }
@@ -171,20 +171,17 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
                 false => (path.display().to_string(), File::open(path).map(|file| Box::new(file) as Box<dyn Read>)),
             };
             let lost = log.and_then(|log| Lost::read(BufReader::with_capacity(64 << 10, log)));
-            let lost = lost.with_context(|| name.clone())?;
+            let lost = lost.with_context(|| format!("the log {name} (--lost) cannot be read"))?;
             if lost.ids.is_empty() && lost.others.is_empty() {
                 anyhow::ensure!(
                     lost.is_connectors,
-                    "{name} has no line of the connector's log: is it the whole log, standard error included (`2>&1`)?"
+                    "{name} (--lost) has no line of the connector's log: is it the whole log, with standard error (`2>&1`)?"
                 );
                 if !quiet {
                     crate::cli::tell(format_args!(
-                        "note: a process that was killed (kill -9, out of memory) names nothing: fetch that time with --ingested"
+                        "note: a process that was killed (kill -9, out of memory) cannot name what it lost: use --ingested for that time"
                     ));
-                    drop(writeln!(
-                        io::stdout(),
-                        "The log names no event as lost: nothing is lost of what the connector took in."
-                    ));
+                    drop(writeln!(io::stdout(), "The log names no event as lost: the connector gave nothing up."));
                 }
                 return Ok(None);
             }
@@ -196,7 +193,7 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
                 let until = now - MARGIN;
                 if !quiet {
                     crate::cli::tell(format_args!(
-                        "note: without --until, all up to {until:.0} is read: events can arrive late"
+                        "note: reading ends at {until:.0}, 15 minutes ago, because events can arrive late (--until sets another end)"
                     ));
                 }
                 until
@@ -209,7 +206,7 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
 
 async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwarding: Forwarding) -> anyhow::Result<()> {
     let Forwarding { mapping, destination, outbox, shutdown_grace } = forwarding;
-    let stop = shutdown::on_signal().context("signals cannot be listened to")?;
+    let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let at_once = stop.at_once;
     tokio::spawn(async move {
         at_once.cancelled().await;
@@ -258,7 +255,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     let skip = args.skip;
     let reading = match posthog {
         Some((task, posthog)) => {
-            let api = QueryApi::new(posthog).context("no client for PostHog: are there root certificates?")?;
+            let api = QueryApi::new(posthog).context("the HTTP client for PostHog cannot be set up")?;
             let from_posthog = FromPosthog::new(api, reader, total, reached);
             thread::spawn(move || from_posthog.read(task))
         }

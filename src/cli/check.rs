@@ -22,7 +22,7 @@ use crate::{
     json::Raw,
     mapping::MappingSettings,
     posthog::{Envelope, Event},
-    query_api::{PosthogSettings, Query, QueryApi},
+    query_api::{PosthogSettings, Query, QueryApi, QueryError},
     service::ServiceSettings,
     variance::{Call, Message},
 };
@@ -141,7 +141,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     }
     match (format, &report.send) {
         (Format::Json, _) => writeln!(out, "{}", json!(report))?,
-        (Format::Text, Some(answer)) if !quiet || !answer.is_accepted() => writeln!(out, "{answer}")?,
+        (Format::Text, Some(answer)) if !quiet || !answer.is_fine() => writeln!(out, "{answer}")?,
         (Format::Text, None) if !quiet && report.posthog.is_none() => {
             writeln!(out, "The configuration is valid. Nothing was sent (`--send` would).")?
         }
@@ -160,13 +160,18 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
 /// Asks PostHog for one row.
 async fn ask(settings: PosthogSettings) -> anyhow::Result<QueryAnswer> {
     let project = settings.project_id;
-    let mut api = QueryApi::new(settings).context("no client for PostHog: are there root certificates?")?;
+    let mut api = QueryApi::new(settings).context("the HTTP client for PostHog cannot be set up")?;
     let query = Query { text: "SELECT event AS ev_name FROM events LIMIT 1".to_owned(), ..Query::default() };
     let rows = api.ask(&query, &["ev_name"]).await.and_then(|reply| Ok(reply.rows()?.len()));
     Ok(match rows {
         Ok(0) => QueryAnswer { works: true, text: format!("PostHog answers: project {project} has no events yet") },
         Ok(_) => QueryAnswer { works: true, text: format!("PostHog answers: project {project} has events") },
-        Err(error) => QueryAnswer { works: false, text: error.to_string() },
+        Err(QueryError::GiveUp(text)) => QueryAnswer { works: false, text },
+        Err(QueryError::NoAnswer(reason)) => QueryAnswer {
+            works: false,
+            text: format!("{reason}. Is posthog.url the address of PostHog, and does this machine reach it?"),
+        },
+        Err(error) => QueryAnswer { works: false, text: format!("{error}. Try again later") },
     })
 }
 

@@ -83,7 +83,7 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let variance = stand_in(calls, Arc::clone(&is_down)).await?;
     let mapping = MappingSettings::default();
     let settings = settings(variance, mapping.clone());
-    let listener = server::bind(settings.server.listen).context("a free port for the connector")?;
+    let listener = server::bind(settings.server.listen).context("there is no free port for the connector")?;
     let address = listener.local_addr()?;
     let shutdown = CancellationToken::new();
     let service = Service::new(settings, Metrics::new());
@@ -91,16 +91,17 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "A stand-in for Variance listens on http://{variance}, the connector on http://{address}.")?;
 
-    let client = reqwest::Client::builder().no_proxy().build().context("the sender's HTTP client")?;
+    let client =
+        reqwest::Client::builder().no_proxy().build().context("the HTTP client of the sender cannot be set up")?;
     let (mut total, mut arrived_in_all) = (Counts::default(), 0);
     for sample in &samples {
         let text = sample.body.get();
         is_down.store(sample.outage, Ordering::Relaxed);
         writeln!(out, "\n● {} (POST {}, {} bytes)", sample.what, sample.path, text.len())?;
         let request = client.post(format!("http://{address}{}", sample.path)).bearer_auth(TOKEN);
-        let reply = request.body(text.to_owned()).send().await.context("the connector must reply")?;
+        let reply = request.body(text.to_owned()).send().await.context("the connector did not reply")?;
         let status = reply.status();
-        let reply: Value = serde_json::from_slice(&reply.bytes().await?).context("a reply must be JSON")?;
+        let reply: Value = serde_json::from_slice(&reply.bytes().await?).context("the reply is not JSON")?;
 
         let mut ids = Vec::new();
         while let Ok(call) = arrived.try_recv() {
@@ -115,13 +116,13 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
             ensure!(ids.is_empty(), "{ids:?} arrived although Variance was down");
             writeln!(out, "  … Variance is back, and nobody sends anything again")?;
             is_down.store(false, Ordering::Relaxed);
-            let call = timeout(HELD_ARRIVES_WITHIN, arrived.recv()).await.context("what was held did not arrive")?;
-            ids.push(show_call(&mut out, &call.context("the stand-in must be there")?)?);
+            let call = timeout(HELD_ARRIVES_WITHIN, arrived.recv()).await.context("the held event did not arrive")?;
+            ids.push(show_call(&mut out, &call.context("the stand-in for Variance has ended")?)?);
         }
         ids.sort();
         ensure!(ids == sample.arrives, "{:?} should have arrived, but {ids:?} did", sample.arrives);
         let expected = if sample.outage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-        ensure!(status == expected, "the reply should have been {expected}");
+        ensure!(status == expected, "the reply is {status}, but should be {expected}");
         total.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
         arrived_in_all += ids.len() as u64;
     }
@@ -135,12 +136,12 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 Some(call) = arrived.recv() => drop(show_call(&mut out, &call)?),
-                result = tokio::signal::ctrl_c() => break result.context("waiting for Ctrl-C")?,
+                result = tokio::signal::ctrl_c() => break result.context("Ctrl-C cannot be waited for")?,
             }
         }
     }
     shutdown.cancel();
-    let abandoned = service.await.context("the service must end well")?;
+    let abandoned = service.await.context("the service has failed")?;
     ensure!(abandoned == 0, "{abandoned} events were still held");
     Ok(())
 }
@@ -159,7 +160,9 @@ async fn stand_in(calls: mpsc::UnboundedSender<Bytes>, is_down: Arc<AtomicBool>)
         drop(calls.send(body));
         StatusCode::OK
     });
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a free port for the stand-in")?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .context("there is no free port for the stand-in for Variance")?;
     let address = listener.local_addr()?;
     let serve = axum::serve(listener, Router::new().route("/webhooks/posthog", take));
     tokio::spawn(async move { serve.await });
@@ -193,7 +196,7 @@ fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
 
 /// Prints a call as it arrived, and returns its type and id.
 fn show_call(out: &mut impl Write, call: &[u8]) -> anyhow::Result<String> {
-    let body: Value = serde_json::from_slice(call).context("what arrives must be JSON")?;
+    let body: Value = serde_json::from_slice(call).context("the call that arrived is not JSON")?;
     let text = |key: &str| body[key].as_str().unwrap_or("-");
     let masked = format!("Bearer …{}", &AUTHORIZATION[AUTHORIZATION.len() - 2..]);
     let name = body["event"].as_str().map(|name| format!(" \"{name}\"")).unwrap_or_default();
@@ -214,7 +217,7 @@ fn show_rest(out: &mut impl Write, text: &str, mapping: &MappingSettings, reply:
         let reason = mapping.message(&event, SystemTime::now(), &mut Vec::new()).err()?;
         Some(format!("{} was filtered: {reason}", event.name.as_str()))
     });
-    for filtered in filtered.context("the samples are bodies")?.elements.into_iter().flatten() {
+    for filtered in filtered.context("a sample is not a body")?.elements.into_iter().flatten() {
         writeln!(out, "  ✕ {filtered}")?;
     }
     for problem in reply["problems"].as_array().into_iter().flatten() {

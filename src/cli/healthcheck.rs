@@ -16,7 +16,7 @@ pub(super) fn run(args: ask::Args, variables: impl IntoIterator<Item = (OsString
 async fn ask(service: &Service) -> anyhow::Result<()> {
     match service.get("/healthz").await? {
         (StatusCode::OK, _) => Ok(()),
-        (status, _) => bail!("{} answered {status}", service.address),
+        (status, _) => bail!("{} answered /healthz with {status}: is it variance-connector?", service.address),
     }
 }
 
@@ -77,6 +77,6 @@ mod tests {
         drop(rustls::crypto::ring::default_provider().install_default());
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let error = ask(&Service::at(address).unwrap()).await.unwrap_err();
-        assert!(format!("{error:#}").starts_with(&format!("no answer from {address}: ")), "{error:#}");
+        assert!(format!("{error:#}").starts_with(&format!("no reply from {address} (Connection refused")), "{error:#}");
     }
 }

@@ -110,7 +110,7 @@ impl Source {
     fn open(&self) -> io::Result<Box<dyn Read>> {
         match &self.path {
             None => Ok(Box::new(io::stdin())),
-            Some(path) if path.is_dir() => Err(io::Error::other("it is a directory; name the files in it")),
+            Some(path) if path.is_dir() => Err(io::Error::other("it is a directory: name the files in it")),
             Some(path) => Ok(Box::new(File::open(path)?)),
         }
     }
@@ -151,7 +151,9 @@ impl<'r> Reading<'r> {
                 Ok(_) if is_document => return Ok(()),
                 Ok(0) => return Ok(()),
                 Ok(_) => line += 1,
-                Err(error) => return (self.take)(Item::Unreadable(format!("{place}: reading ends here: {error}"))),
+                Err(error) => {
+                    return (self.take)(Item::Unreadable(format!("{place}: it cannot be read from here on: {error}")));
+                }
             }
         }
     }
@@ -178,7 +180,9 @@ impl<'r> Reading<'r> {
                 Ok(())
             }
             Err(reason) if is_document => {
-                let problem = format!("{place}: this line does not close, and everything from here on is {reason}");
+                let problem = format!(
+                    "{place}: this line is only the beginning of JSON, and together with the rest of the input it is {reason}"
+                );
                 (self.take)(Item::Unreadable(problem))
             }
             Err(reason) => (self.take)(Item::Invalid(place, reason, Original { bytes, sent_at: None })),
@@ -190,7 +194,7 @@ impl<'r> Reading<'r> {
         Event::decode(element, envelope, |event| match event {
             Ok(event) => (self.take)(Item::Event(place, &event, original)),
             Err(posthog::Invalid::NoName) if is_manifest(element) => {
-                (self.take)(Item::Note(format!("{place}: a list of exported files, not an event")))
+                (self.take)(Item::Note(format!("{place}: this is a list of exported files, not an event")))
             }
             Err(invalid) => (self.take)(Item::Invalid(place, Reason::new(&invalid), original)),
         })

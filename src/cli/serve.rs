@@ -47,7 +47,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     super::runtime()?.block_on(async {
         let service = config.service;
         let signals = shutdown::on_signal().and_then(|stop| Ok((stop, signal(SignalKind::hangup())?)));
-        let (stop, hang_up) = signals.context("signals cannot be listened to")?;
+        let (stop, hang_up) = signals.context("signals cannot be handled")?;
         let address = service.server.listen;
         let listener = server::bind(address).with_context(|| format!("cannot listen on {address} (server.listen)"))?;
         raise_descriptor_limit(service.outbox.concurrency);

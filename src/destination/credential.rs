@@ -29,8 +29,12 @@ impl Authorization {
     /// When the file cannot be read, is empty or holds what no header can carry.
     pub fn read(file: PathBuf) -> io::Result<Self> {
         let (text, _) = secret::repaired(&secret::read(&file)?, Self::PREFIXES);
-        let mut value = HeaderValue::from_str(&text)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it holds what no HTTP header can carry"))?;
+        let mut value = HeaderValue::from_str(&text).map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it must hold the header's value on one line, in ASCII characters",
+            )
+        })?;
         value.set_sensitive(true);
         Ok(Self { value, file: Some(file) })
     }
@@ -97,7 +101,8 @@ impl Credential {
             }
             Err(error) => {
                 if let Some(times) = self.unreadable.note(Instant::now()) {
-                    tracing::warn!(times, %error, "Variance's credential could not be read again");
+                    let error = format!("{}: {error}", file.display());
+                    tracing::warn!(times, error, "Variance's credential could not be read again");
                 }
             }
         }

@@ -102,12 +102,15 @@ impl Reply {
 
     /// The reply to a method that the path does not have. The router adds the list of those that it has.
     pub(super) fn no_such_method() -> Self {
-        Self::error(StatusCode::METHOD_NOT_ALLOWED, "no such method on this path")
+        Self::error(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "no such method on this path: events are posted to /webhook or /batch",
+        )
     }
 
     /// The reply of a service that is stopping.
     pub(super) fn draining() -> Self {
-        let reply = Self::error(StatusCode::SERVICE_UNAVAILABLE, "the connector is stopping: send it again");
+        let reply = Self::error(StatusCode::SERVICE_UNAVAILABLE, "the connector is stopping: send the request again");
         Self { close: true, ..reply }
     }
 }

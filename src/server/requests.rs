@@ -228,7 +228,7 @@ impl Requests {
                 };
                 let Some(frame) = frame else { return Ok(whole) };
                 let Ok(frame) = frame else {
-                    return Err(Reply::error(StatusCode::BAD_REQUEST, "the body broke off"));
+                    return Err(Reply::error(StatusCode::BAD_REQUEST, "the body ended early"));
                 };
                 let Ok(piece) = frame.into_data() else { continue };
                 let len = whole.len() + piece.len();
@@ -246,7 +246,9 @@ impl Requests {
         match timeout_at(deadline, self.draining.run_until_cancelled(whole)).await {
             Ok(Some(read)) => read,
             Ok(None) => Err(Reply::draining()),
-            Err(_elapsed) => Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time")),
+            Err(_elapsed) => {
+                Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time: send the request again"))
+            }
         }
     }
 
@@ -302,7 +304,7 @@ impl Requests {
             () = received.charge.given_way() => return Err(NoRoom.into()),
             thread = Arc::clone(slot).acquire_owned() => thread.expect("it is never closed"),
             () = sleep_until(deadline) => {
-                let reason = "the connector is busy with other bodies of this size: send it again";
+                let reason = "the connector is busy with other bodies of this size: send the request again";
                 return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, reason));
             }
             () = self.draining.cancelled() => return Err(Reply::draining()),
@@ -335,7 +337,8 @@ impl Requests {
             if refused.is_none() {
                 made = self.element(element, arrived, &mut scratch);
                 refused = charge.grow(made.allocated()).err().map(|no_room| {
-                    let reason = "the events of the body become larger than there is room for: send fewer at once";
+                    let reason =
+                        "the events of the body would take more memory than one body may have: send fewer at once";
                     match charge.bytes() + made.allocated() > Memory::bytes_of_route(max_body) {
                         true => Reply::error(StatusCode::PAYLOAD_TOO_LARGE, reason),
                         false => no_room.into(),
@@ -385,9 +388,9 @@ impl Requests {
         let deadline = outbox.paused().is_none().then_some(deadline);
         let handed_over = self.hand_over(&mut account, deadline).await;
         let report = account.report(|| match (handed_over, outbox.health().reason) {
-            (Err(NoRoom), _) => "the connector holds as many events as it can: send it again later".to_owned(),
-            (Ok(()), Some(fault)) => format!("Variance does not have it yet ({fault}): send it again"),
-            (Ok(()), None) => "Variance does not have it yet: send it again".to_owned(),
+            (Err(NoRoom), _) => "the connector holds as many events as it can: send the request again later".to_owned(),
+            (Ok(()), Some(fault)) => format!("Variance does not have the event yet ({fault}): send the request again"),
+            (Ok(()), None) => "Variance does not have the event yet: send the request again".to_owned(),
         });
         let status = match handed_over {
             Ok(()) => report.status(),

@@ -242,7 +242,7 @@ async fn a_template_that_was_not_filled_in_is_told_what_to_change() {
     let service = Service::start(&variance, |_| {}).await;
     let name = "the event's name is a template that was not filled in: in PostHog, set the destination's field \
                 \"JSON Body\" back to its default";
-    let text = "the event is JSON text in a string, and must be an object: in PostHog, set the destination's field \
+    let text = "the event is JSON text in a string, but must be an object: in PostHog, set the destination's field \
                 \"JSON Body\" back to its default";
     for (event, reason) in [
         (json!({"event": "{event}", "person": "{person}"}), name),

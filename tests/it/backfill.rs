@@ -136,7 +136,7 @@ async fn only_the_times_that_are_asked_for_are_forwarded() {
         summary(&ended),
         "6 events read = 3 delivered + 0 filtered + 0 refused + 1 invalid + 2 outside of the times asked for"
     );
-    assert!(ended.err.contains("standard input:6: invalid: it has no timestamp that can be read"), "{}", ended.err);
+    assert!(ended.err.contains("standard input:6: invalid: the event has no readable timestamp"), "{}", ended.err);
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn while_variance_is_away_it_waits_even_longer_than_the_service_would() {
     let program = Program::new(["backfill", &input]).to(&variance).env("CONNECTOR_RETRY_FOR", "300ms");
     let mut running = program.start();
     let mut errors = running.errors();
-    errors.line("Variance does not take events (no connection to Variance's host): waiting").await;
+    errors.line("Variance does not accept events (no connection to Variance's host): waiting").await;
     variance.come_back();
     let ended = running.ended().await;
     assert_eq!(
@@ -236,14 +236,14 @@ async fn inputs_that_cannot_be_read_are_named_and_the_rest_is_delivered() {
     assert_eq!(ended.code, 1);
     for problem in [
         format!("error: {missing}: No such file"),
-        format!("error: {cut}:5: reading ends here"),
+        format!("error: {cut}:5: it cannot be read from here on"),
         "it is a directory".to_owned(),
     ] {
         assert!(ended.err.contains(&problem), "{problem} in {}", ended.err);
     }
     assert_eq!(
         summary(&ended),
-        "10 events read = 7 delivered + 2 filtered + 0 refused + 1 invalid; inputs that could not be read whole: 3"
+        "10 events read = 7 delivered + 2 filtered + 0 refused + 1 invalid; inputs that could not be read to the end: 3"
     );
     assert_eq!(variance.received().len(), 4);
 }
@@ -278,7 +278,7 @@ async fn a_failure_that_cannot_be_kept_ends_the_run_and_says_how_to_go_on() {
     let input = files.write("in.jsonl", format!("{}no json\n{}", lines(2), event("last")));
     let ended = Program::new(["backfill", "--failed", "/dev/full", &input]).to(&variance).run().await;
     assert_eq!((ended.code, variance.received().len()), (1, 2), "{ended:?}");
-    assert!(ended.err.contains("the file of --failed cannot be written: No space left"), "{}", ended.err);
+    assert!(ended.err.contains("the file that --failed names cannot be written: No space left"), "{}", ended.err);
     assert!(ended.err.contains(" --skip 2 "), "{}", ended.err);
 }
 
@@ -319,7 +319,7 @@ async fn a_variance_that_refuses_the_first_events_ends_it_early_and_nothing_is_l
     let ended = Program::new(["backfill", "--failed", &files.named("failed"), &input]).to(&variance).run().await;
     assert_eq!(ended.code, 1, "{ended:?}");
     assert!(
-        ended.err.contains("error: event refused: Variance answered 400 Bad Request. The credential was"),
+        ended.err.contains("error: event refused: Variance answered 400 Bad Request. It accepted the credential"),
         "{}",
         ended.err
     );

@@ -65,7 +65,7 @@ async fn an_element_that_is_no_event_is_named_and_refused_for_good() {
         (r#"{"event":["a"]}"#, "the event has no name: `event` must be a string that is not empty"),
         (r#"{"event":{}}"#, "the event has no name: `event` is missing"),
         (r#"{"event":{"event":{"event":"a"}}}"#, "the event has no name: `event` must be a string that is not empty"),
-        (r#"{"batch":7}"#, "`batch` must be an array of events, and stand in the outermost object of the body"),
+        (r#"{"batch":7}"#, "`batch` must be an array of events in the outermost object of the body"),
         ("[null]", "an event must be a JSON object"),
         ("[17]", "an event must be a JSON object"),
         ("[[]]", "an event must be a JSON object"),

@@ -108,12 +108,12 @@ fn server(trouble: Trouble) -> u16 {
 async fn each_server_that_speaks_no_tls_with_us_has_its_own_reason() {
     let variance = Variance::start().await;
     for (trouble, reason) in [
-        (Trouble::AuthorityAsLeaf, "an authority's certificate: localhost presents one that is marked"),
+        (Trouble::AuthorityAsLeaf, "an authority's certificate: localhost presents a certificate that is marked"),
         (Trouble::Tls11, "TLS too old: localhost speaks neither TLS 1.2 nor 1.3"),
         (Trouble::ClientCertificate, "client certificate: localhost asks for one"),
         (Trouble::HandshakeFailure, "client certificate: localhost asks for one"),
-        (Trouble::Http2, "HTTP/2 alone: localhost speaks no HTTP/1.1"),
-        (Trouble::Http2Anyway, "unreadable: the answer of localhost is not HTTP/1.1 (does it speak HTTP/2 alone"),
+        (Trouble::Http2, "only HTTP/2: localhost does not speak HTTP/1.1"),
+        (Trouble::Http2Anyway, "unreadable: the reply of localhost is not HTTP/1.1. Does it speak only HTTP/2"),
     ] {
         let url = format!("https://localhost:{}/hook", server(trouble));
         let check = Program::new(["check", "--send", "--quiet"]).to(&variance).env("VARIANCE_WEBHOOK_URL", url);

@@ -115,7 +115,7 @@ async fn a_host_that_cannot_be_reached_is_told_by_why() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (tls, _) = tls::server();
     for (url, authority, words) in [
-        (format!("http://{closed}/"), AUTHORITY, "cannot connect: nothing takes connections at 127.0.0.1"),
+        (format!("http://{closed}/"), AUTHORITY, "cannot connect: nothing accepts connections at 127.0.0.1"),
         (
             "https://no-such-host.invalid/".to_owned(),
             AUTHORITY,

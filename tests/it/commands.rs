@@ -25,7 +25,7 @@ async fn the_demonstration_shows_all_calls_and_what_did_not_arrive_and_why() {
         "→ alias arrived",
         "\"mood\": \"🦔\"",
         "\"sku\": \"seat\"",
-        "✕ \"$autocapture\" was filtered: not one of the calls that Variance takes",
+        "✕ \"$autocapture\" was filtered: not one of the calls that Variance accepts",
         "✕ \"$groupidentify\" was filtered: the call `group` is not in filter.calls",
         "✕ the event at index 4: the event has no name: `event` is missing",
         "← 503 Service Unavailable: 1 received, 1 held",
@@ -52,7 +52,7 @@ async fn a_wrong_configuration_is_told_before_a_port_is_opened() {
         ),
         (
             vec![required[0]],
-            "error: variance.authorization (environment variable VARIANCE_AUTHORIZATION) is missing: it is",
+            "error: variance.authorization (environment variable VARIANCE_AUTHORIZATION) is missing: copy the header",
         ),
         (
             vec![("VARIANCE_WEBHOOK_URL", "variance"), required[1]],

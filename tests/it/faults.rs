@@ -116,9 +116,9 @@ enum Trouble {
 
 /// The reason for an attempt that takes too long.
 const STALL: &str = "Variance did not answer in time";
-const BROKEN: &str = "the connection to Variance broke before its answer";
+const BROKEN: &str = "the connection to Variance broke before its reply";
 
-const UNREADABLE: &str = "the answer of Variance's host could not be read as HTTP/1.1";
+const UNREADABLE: &str = "the reply of Variance's host could not be read as HTTP/1.1";
 
 /// Returns every way for an attempt to end without the head of a reply, with the reason that its sender gets.
 fn troubles() -> Vec<(Trouble, &'static str)> {
@@ -180,8 +180,11 @@ async fn try_again(trouble: Trouble, reason: &'static str) {
         let reply = service.post("/webhook", EVENT).await;
         assert_eq!((reply.status, reply.counts()), (503, [1, 0, 0, 0, 0, 1]), "{trouble:?}");
         // On a busy machine there may not have been an attempt yet.
-        if reply.reasons() != ["Variance does not have it yet: send it again"] {
-            assert_eq!(reply.reasons(), [format!("Variance does not have it yet ({reason}): send it again")]);
+        if reply.reasons() != ["Variance does not have the event yet: send the request again"] {
+            assert_eq!(
+                reply.reasons(),
+                [format!("Variance does not have the event yet ({reason}): send the request again")]
+            );
             break;
         }
     }

@@ -89,7 +89,7 @@ async fn every_event_of_a_time_is_fetched_until_a_page_is_empty() {
     assert_eq!(bodies[0]["timestamp"].as_str().unwrap().len(), "2026-08-20T09:00:00Z".len());
     assert_eq!(bodies[0]["context"]["traits"], json!({"email": "ada@example.com"}));
     let ended = program(&variance, &posthog, &[]).run().await;
-    assert!(ended.code == 0 && ended.err.contains("note: without --until, all up to 20"), "{ended:?}");
+    assert!(ended.code == 0 && ended.err.contains("note: reading ends at 20"), "{ended:?}");
     assert!(ended.err.contains("PostHog has 20 events that are forwarded, from 1970-01-01T00:00:00Z"), "{}", ended.err);
     assert_eq!(posthog.max_in_flight(), 1, "one query at a time");
     for received in posthog.received() {
@@ -122,17 +122,17 @@ async fn what_no_waiting_helps_ends_at_once_and_says_what_to_do() {
     for (behaviour, says) in [
         (
             text(401, r#"{"detail":"Invalid personal API key."}"#),
-            "Invalid personal API key.. 127.0.0.1 does not know posthog.api_key",
+            "Invalid personal API key. 127.0.0.1 does not know posthog.api_key",
         ),
         (text(403, r#"{"detail":"API key missing required scope 'query:read'"}"#), "give it query:read in Settings"),
         (text(403, r#"{"detail":"You don't have access to the project."}"#), "has no access to project 7"),
         (text(404, r#"{"detail":"Not found."}"#), "There is no project 7 at 127.0.0.1: posthog.project_id is"),
-        (text(429, r#"{"detail":"maximum concurrency limit: 0"}"#), "quota is used up; waiting does not help"),
-        (Behaviour::Bytes(moved.into()), "it redirects to https://eu.posthog.com; set posthog.url"),
-        (text(200, "<!DOCTYPE html><title>Log in</title>"), "something else than JSON, such as a login page"),
-        (text(200, r#"{"status":"ok"}"#), "other columns than were asked for"),
-        (reply(&["uuid"], &[]), "other columns than were asked for"),
-        (reply(&["ev_day", "ev_count"], &[bad_row]), "rows of another form than were asked for"),
+        (text(429, r#"{"detail":"maximum concurrency limit: 0"}"#), "quota is used up, so waiting does not help"),
+        (Behaviour::Bytes(moved.into()), ", a redirect to https://eu.posthog.com: set posthog.url"),
+        (text(200, "<!DOCTYPE html><title>Log in</title>"), "something other than JSON, such as a login page"),
+        (text(200, r#"{"status":"ok"}"#), "columns that were not asked for"),
+        (reply(&["uuid"], &[]), "columns that were not asked for"),
+        (reply(&["ev_day", "ev_count"], &[bad_row]), "rows in an unexpected form"),
         (reply(&["ev_day", "ev_count"], &[json!(["soon", "many"])]), "counts in an unexpected form"),
         (text(200, r#"{"columns":[],"results":[],"error":"it broke"}"#), "PostHog could not answer: \"it broke\""),
     ] {
@@ -154,7 +154,7 @@ async fn rows_that_were_not_asked_for_end_it_before_any_is_lost() {
     outside[3] = json!("2026-08-21 00:00:00.000000");
     for (rows, says) in [
         (vec![row(2), row(1)], "in the wrong order"),
-        (vec![outside], "outside of the time that was asked for"),
+        (vec![outside], "outside of the time range that was asked for"),
         (vec![json!([1, 2, 3, 4, 5, 6, 7])], "values in an unexpected form"),
     ] {
         let posthog = Variance::start().await;
@@ -336,8 +336,8 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
     let just_now = jiff::Timestamp::now().to_string();
     for (arguments, says) in [
         (&["--since", "2026-08-21", "--until", "2026-08-20"][..], "--since 2026-08-21T00:00:00Z is not before --until"),
-        (&["--until", &future], "is yet to come"),
-        (&["--since", &just_now], "is less than a quarter of an hour ago"),
+        (&["--until", &future], "is in the future"),
+        (&["--since", &just_now], "is less than 15 minutes ago"),
         (&["--since", "soon"], "it must be a date or a time"),
         (&["a.jsonl"], "cannot be used with"),
         (&["--after", "0198c4c1-6c1e-7d3a-9b54-000000000001"], "--since"),
@@ -354,7 +354,7 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
         ("POSTHOG_API_KEY", "phc_key_of_a_project", "is a project's key (phc_…), which can only send events"),
         ("POSTHOG_PROJECT_ID", "phc_x", "posthog.project_id"),
         ("POSTHOG_PROJECT_ID", "", "posthog.project_id"),
-        ("POSTHOG_URL", "https://eu.i.posthog.com", "https://eu.posthog.com: this host takes events"),
+        ("POSTHOG_URL", "https://eu.i.posthog.com", "https://eu.posthog.com: eu.i.posthog.com only takes events in"),
         ("POSTHOG_URL", "", "posthog.url"),
     ] {
         let ended = program(&variance, &posthog, &DAY).env(name, value).run().await;
@@ -401,9 +401,9 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
         program(&variance, &posthog, &["--lost", "-"]).input("INFO variance_connector::cli: ready\n").run().await;
     assert_eq!(
         (ended.code, ended.out.as_str()),
-        (0, "The log names no event as lost: nothing is lost of what the connector took in.\n")
+        (0, "The log names no event as lost: the connector gave nothing up.\n")
     );
-    assert!(ended.err.contains("names nothing: fetch that time with --ingested"), "{ended:?}");
+    assert!(ended.err.contains("cannot name what it lost: use --ingested for that time"), "{ended:?}");
     // A text that is not a log of the connector says nothing about what was lost.
     for other in ["", "Error: No such container: variance-connector\n"] {
         let ended = program(&variance, &posthog, &["--lost", "-"]).input(other).run().await;
@@ -411,7 +411,10 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
         assert!(ended.err.contains("standard input has no line of the connector's log"), "{ended:?}");
     }
     let ended = program(&variance, &posthog, &["--lost", "no/such/log"]).run().await;
-    assert!(ended.code == 1 && ended.err.contains("no/such/log: No such file"), "{ended:?}");
+    assert!(
+        ended.code == 1 && ended.err.contains("the log no/such/log (--lost) cannot be read: No such file"),
+        "{ended:?}"
+    );
     assert_eq!(posthog.received().len(), asked);
 }
 

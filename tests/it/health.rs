@@ -132,7 +132,7 @@ async fn a_variance_that_has_only_ever_refused_is_failing_and_nothing_is_taken_f
     let reply = service.post("/webhook", event(0)).await;
     assert_eq!((reply.status, reply.counts()), (503, [1, 0, 0, 0, 0, 1]));
     let reason = "Variance refuses every event: 400 Bad Request";
-    assert_eq!(reply.reasons(), [format!("Variance does not have it yet ({reason}): send it again")]);
+    assert_eq!(reply.reasons(), [format!("Variance does not have the event yet ({reason}): send the request again")]);
     let refusing = health(&service).await;
     assert_eq!(
         (&refusing["destination"]["state"], &refusing["destination"]["reason"]),

@@ -175,7 +175,7 @@ async fn an_event_that_always_fails_is_refused_at_the_end_of_its_time_because_ot
         service.post("/webhook", event(fastrand::u64(..))).await;
     };
     assert_eq!((reply.status, reply.counts()), (422, [1, 0, 0, 1, 0, 0]));
-    assert!(reply.reasons()[0].contains("took others meanwhile"), "{:?}", reply.reasons());
+    assert!(reply.reasons()[0].contains("kept failing while Variance accepted others"), "{:?}", reply.reasons());
 }
 
 #[tokio::test]

@@ -180,7 +180,7 @@ async fn each_event_is_a_line_at_debug_that_says_what_became_of_it() {
         "uuid": "filtered",
         "call": "none",
         "outcome": "filtered",
-        "reason": "not one of the calls that Variance takes",
+        "reason": "not one of the calls that Variance accepts",
     });
     assert_eq!(essence(&program.line()), expected);
 }
@@ -341,7 +341,7 @@ async fn what_a_stopping_program_holds_is_named() {
     let lost: Vec<_> = rest.iter().filter(|line| line["message"] == "events are lost").collect();
     assert_eq!(lost.len(), 1, "{rest:?}");
     assert_eq!(lost[0]["count"], 3);
-    assert_eq!(lost[0]["reason"], "the connector stopped before Variance had it");
+    assert_eq!(lost[0]["reason"], "the connector stopped before Variance accepted the event");
     assert_eq!(rest.last().unwrap()["abandoned"], 3);
 }
 
@@ -398,7 +398,8 @@ async fn a_credential_that_was_changed_is_told_of_and_so_is_one_that_cannot_be_r
     assert_eq!(unreadable["level"], "WARN");
     assert_eq!(unreadable["message"], "Variance's credential could not be read again");
     assert_eq!(unreadable["times"], 1);
-    assert!(unreadable["error"].as_str().unwrap().contains("No such file"), "{unreadable}");
+    let error = unreadable["error"].as_str().unwrap();
+    assert!(error.starts_with(&format!("{}: No such file", file.display())), "{unreadable}");
     // The file is looked for at least once more.
     variance.received_at_least(variance.received().len() + 2).await;
     std::fs::write(&file, "new").unwrap();

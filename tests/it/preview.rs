@@ -27,7 +27,7 @@ async fn an_export_is_shown_the_same_however_it_is_packed() {
     assert_eq!((&bodies[0]["type"], &bodies[1]["type"]), (&json!("track"), &json!("page")));
     assert_eq!(bodies[2]["properties"], json!({"plan": "team", "seats": 12}), "its properties were in a string");
     let table = "    5  events\n    4  would be posted\n      3  capture (type track)\n      1  page (type page)\n    \
-                 1  filtered\n      1  $autocapture: not one of the calls that Variance takes\n    0  invalid\n";
+                 1  filtered\n      1  $autocapture: not one of the calls that Variance accepts\n    0  invalid\n";
     assert_eq!(
         plain.err.replace("      ", "   ").replace("    ", ""),
         table.replace("      ", "   ").replace("    ", "")
@@ -83,7 +83,7 @@ async fn what_is_invalid_is_named_with_file_and_line() {
         format!("1  the event has no name: `event` must be a string that is not empty: {file}:3"),
         format!("1  the event has no name: `event` is missing: {file}:4[1]"),
         format!("1  the body must be a JSON object or array: {file}:7"),
-        format!("note: {}:1: a list of exported files", manifest.display()),
+        format!("note: {}:1: this is a list of exported files", manifest.display()),
     ] {
         assert!(ended.err.contains(&line), "{line} in {}", ended.err);
     }
@@ -106,8 +106,8 @@ async fn what_cannot_be_read_is_named_and_the_rest_goes_on() {
     for problem in [
         format!("error: {}: No such file", path("missing")),
         format!("error: {}: it is a directory", path("")),
-        format!("error: {}:5: reading ends here: ", path("cut.gz")),
-        format!("error: {}:5: reading ends here: ", path("cut.br")),
+        format!("error: {}:5: it cannot be read from here on: ", path("cut.gz")),
+        format!("error: {}:5: it cannot be read from here on: ", path("cut.br")),
         format!("error: {}: this is neither text nor gzip nor Brotli", path("rubbish")),
     ] {
         assert!(ended.err.contains(&problem), "{problem} in {}", ended.err);

@@ -61,7 +61,7 @@ async fn one_screen_says_how_the_service_is() {
         &format!("variance-connector {} at {}, started", env!("CARGO_PKG_VERSION"), service.address),
         "Variance   paused for ",
         ": Variance answered 429 Too Many Requests\n",
-        "           took an event ",
+        "           accepted an event ",
         "s ago; next attempt in 4m ",
         "Events      delivered   filtered    refused    invalid  abandoned   returned\n",
         "  capture           1          0          1          0          0          0\n",
@@ -107,7 +107,7 @@ async fn a_service_that_does_not_answer_is_exit_1_and_something_else_there_too()
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let shown = Program::new(["status", "--listen", &nobody]).run().await;
     assert_eq!((shown.code, &*shown.out), (1, ""));
-    assert!(shown.err.starts_with(&format!("error: no answer from {nobody}: ")), "{}", shown.err);
+    assert!(shown.err.starts_with(&format!("error: no reply from {nobody} (")), "{}", shown.err);
 
     let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = other.local_addr().unwrap().to_string();
@@ -176,5 +176,5 @@ async fn watching_repaints_a_real_terminal_in_colour_and_outlives_a_restart() {
     assert!(shown.contains("\x1b[K\r\n"), "{shown:?}");
 
     service.stopped().await;
-    until(&mut shown, "no answer from", 2).await;
+    until(&mut shown, "no reply from", 2).await;
 }

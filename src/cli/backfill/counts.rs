@@ -112,7 +112,7 @@ impl fmt::Display for Counts {
         let ends: Vec<_> = ends.map(|end| self.told(*end)).collect();
         write!(f, "{} events read = {}", HumanCount(self.read()), ends.join(" + "))?;
         for (what, count) in
-            [("inputs that could not be read whole", &self.unreadable), ("events not found in PostHog", &self.missing)]
+            [("inputs that could not be read to the end", &self.unreadable), ("events not found in PostHog", &self.missing)]
         {
             match count.load(Ordering::Relaxed) {
                 0 => {}

@@ -29,6 +29,6 @@ impl Failures {
         self.progress.say(&format!("{place}: {reason}"));
         line.push(b'\n');
         let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(&line));
-        written.context("the file of --failed cannot be written")
+        written.context("the file that --failed names cannot be written")
     }
 }

@@ -183,7 +183,7 @@ impl FromPosthog {
             for (date, count) in grown {
                 let read = self.days.read(date);
                 let Some(again) = again else {
-                    let problem = format!("{date}: PostHog counts {count} events, but returned {read} of them");
+                    let problem = format!("{date}: PostHog counts {count} events, but returned only {read} of them");
                     self.reader.missing(count - read, &problem);
                     continue;
                 };
@@ -239,9 +239,10 @@ impl FromPosthog {
             missing.extend(ids);
         }
         let missing = missing.iter().map(Uuid::to_string);
-        for (ids, what) in
-            [(missing.collect(), "PostHog does not have"), (lost.others.clone(), "not an id of PostHog's:")]
-        {
+        for (ids, what) in [
+            (missing.collect(), "PostHog does not have"),
+            (lost.others.clone(), "not the uuid of an event of PostHog:"),
+        ] {
             if !ids.is_empty() {
                 self.reader.missing(ids.len() as u64, &format!("{what} {}", ids.join(" ")));
             }
@@ -257,7 +258,7 @@ impl FromPosthog {
             Err(Failed::TooMuch(reason)) => {
                 let bounds = Span::new(shifted(span.from, -24 * 31), shifted(span.until, 24));
                 self.reader.progress.say(&format!(
-                    "warning: {reason}; so only events that happened between {} and {} are read",
+                    "warning: {reason}, so only events that happened between {} and {} are read",
                     bounds.from, bounds.until
                 ));
                 return Ok(bounds);

@@ -88,8 +88,8 @@ impl Progress {
         let is_paused = health.state == StateLabel::Paused;
         if std::mem::replace(&mut last.is_paused, is_paused) != is_paused {
             match health.reason.filter(|_| is_paused) {
-                Some(fault) => self.say(&format!("Variance does not take events ({fault}): waiting, and trying again")),
-                None => self.say("Variance takes events again"),
+                Some(fault) => self.say(&format!("Variance does not accept events ({fault}): waiting and retrying")),
+                None => self.say("Variance accepts events again"),
             }
         }
         let (done, total, reached) = match measure {

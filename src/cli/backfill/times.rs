@@ -13,7 +13,7 @@ pub(super) struct Times {
 
 /// The error of an event whose time cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it has no timestamp that can be read, which `--since` and `--until` go by")]
+#[error("the event has no readable timestamp, which `--since` and `--until` need")]
 pub(super) struct NoTime;
 
 impl Times {
@@ -32,5 +32,5 @@ impl Times {
 pub(super) fn parse_argument(text: &str) -> Result<Timestamp, &'static str> {
     Time::parse(text)
         .map(|time| time.instant)
-        .ok_or("it must be a date or a time such as 2026-08-20 or 2026-08-20T09:00:00Z")
+        .ok_or("it must be a date or a time, such as 2026-08-20 or 2026-08-20T09:00:00Z")
 }

@@ -17,6 +17,9 @@ pub(super) struct Answer {
     status: Option<u16>,
     /// The result in words.
     text: String,
+    /// True if an acceptance is in doubt, because it came with a web page.
+    #[serde(skip)]
+    is_web_page: bool,
 }
 
 const ACCEPTED: &str = "accepted";
@@ -25,19 +28,25 @@ impl Answer {
     pub(super) fn of(result: AttemptResult, url: &Url, reply: &Reply, timeout: Duration) -> Self {
         let (result, status, text) = match result {
             AttemptResult::Accepted if reply.is_web_page() => {
-                let text = "accepted, but with a web page: is variance.webhook_url right, or does a proxy answer with its \
-                            login page?";
+                let text = "accepted, but the reply is a web page: is variance.webhook_url right, or is this the login page of \
+                            a proxy?";
                 (ACCEPTED, None, text.to_owned())
             }
             AttemptResult::Accepted => (ACCEPTED, None, "accepted: Variance has the test event".to_owned()),
             AttemptResult::Refused(status) => ("event_refused", Some(status), refused(status)),
             AttemptResult::Failed { fault, .. } => of_fault(fault, url, reply.location(), timeout),
         };
-        Self { result, status: status.map(|status| status.as_u16()), text }
+        let is_web_page = reply.is_web_page();
+        Self { result, status: status.map(|status| status.as_u16()), text, is_web_page }
     }
 
     pub(super) fn is_accepted(&self) -> bool {
         self.result == ACCEPTED
+    }
+
+    /// True if there is nothing to warn of.
+    pub(super) fn is_fine(&self) -> bool {
+        self.is_accepted() && !self.is_web_page
     }
 }
 
@@ -51,27 +60,31 @@ fn of_status(status: StatusCode, url: &Url, location: Option<&str>) -> (&'static
         404 | 405 | 410 => (
             "wrong_path",
             "wrong path: Variance",
-            ". There is no webhook at the path of variance.webhook_url: copy it again",
+            ". There is no webhook at the path of variance.webhook_url: copy the URL again from Variance > Integrations > PostHog",
         ),
         300..=399 => {
             let direction = direction(url, location);
             let text = format!(
                 "redirect: Variance answered {status}{direction}. Redirects are not followed: set variance.webhook_url to \
-                 where it should go"
+                 the URL that it leads to"
             );
             return ("redirect", text);
         }
-        407 => ("proxy_refused", "proxy refused: the proxy", ", it wants a credential"),
-        408 | 425 | 429 | 503 => ("busy", "busy: Variance", ", which is not a configuration problem: try again"),
-        _ => ("server_error", "server error: Variance", ", which is not a configuration problem: try again later"),
+        407 => (
+            "proxy_refused",
+            "proxy refused: the proxy",
+            ". It needs a credential: write the proxy as http://user:password@host:port",
+        ),
+        408 | 425 | 429 | 503 => ("busy", "busy: Variance", ". This is not a configuration problem: try again"),
+        _ => ("server_error", "server error: Variance", ". This is not a configuration problem: try again later"),
     };
     (result, format!("{start} answered {status}{advice}"))
 }
 
 fn refused(status: StatusCode) -> String {
     format!(
-        "event refused: Variance answered {status}. The credential was taken, but not the event: is \
-         variance.webhook_url the one from Variance > Integrations > PostHog?"
+        "event refused: Variance answered {status}. It accepted the credential, but not the event: are variance.webhook_url \
+         (from Variance > Integrations > PostHog) and variance.format right?"
     )
 }
 
@@ -108,7 +121,7 @@ fn of_fault(
             "cannot_resolve",
             format!(
                 "cannot resolve in time: looking up {host} took most of {} (delivery.attempt_timeout). Does the first name \
-                 server in /etc/resolv.conf answer?",
+                 server in /etc/resolv.conf reply?",
                 humantime::format_duration(timeout)
             ),
         ),
@@ -121,41 +134,49 @@ fn of_fault(
         Fault::TlsName => (
             "tls_name_mismatch",
             format!(
-                "TLS name mismatch: the certificate is not for {host}. Is it the right host, or does a proxy stand in \
-                 between?"
+                "TLS name mismatch: the certificate is not for {host}. Is the host right, or does a proxy in between reply \
+                 in its place?"
             ),
         ),
         Fault::TlsAuthority => (
             "tls_untrusted",
             format!(
-                "an authority's certificate: {host} presents one that is marked as an authority's. Make one for the server \
-                 that the authority has signed"
+                "an authority's certificate: {host} presents a certificate that is marked as an authority's. Issue a server \
+                 certificate that the authority has signed"
             ),
         ),
-        Fault::TlsVersion => ("tls_untrusted", format!("TLS too old: {host} speaks neither TLS 1.2 nor 1.3")),
-        Fault::TlsClientCertificate => {
-            ("tls_untrusted", format!("client certificate: {host} asks for one, which this program cannot present"))
-        }
+        Fault::TlsVersion => (
+            "tls_untrusted",
+            format!("TLS too old: {host} speaks neither TLS 1.2 nor 1.3. Put a proxy that does in front of it"),
+        ),
+        Fault::TlsClientCertificate => (
+            "tls_untrusted",
+            format!(
+                "client certificate: {host} asks for one, which the connector does not have. Put a proxy that has one in front of it"
+            ),
+        ),
         Fault::TlsAlert => (
             "tls_untrusted",
             format!("TLS refused: {host} ended the handshake without saying why. Its log may say more"),
         ),
         Fault::Http2 => (
             "cannot_connect",
-            format!("HTTP/2 alone: {host} speaks no HTTP/1.1 on port {port}. Is there another address that does?"),
+            format!(
+                "only HTTP/2: {host} does not speak HTTP/1.1 on port {port}. Is there another address, or a proxy, that does?"
+            ),
         ),
         Fault::Proxy => (
             "proxy_refused",
             format!(
                 "proxy refused: the proxy (HTTPS_PROXY or ALL_PROXY) makes no connection to {host}. Does it allow that host, \
-                 and does it want a credential?"
+                 or does it need a credential?"
             ),
         ),
         Fault::Unreadable => (
             "connection_broken",
             format!(
-                "unreadable: the answer of {host} is not HTTP/1.1 (does it speak HTTP/2 alone, or another protocol, on port \
-                 {port}?). Variance may have the test event, or not"
+                "unreadable: the reply of {host} is not HTTP/1.1. Does it speak only HTTP/2, or another protocol, on port \
+                 {port}? Variance may or may not have the test event"
             ),
         ),
         Fault::Tls => (
@@ -168,13 +189,16 @@ fn of_fault(
         Fault::Connect => (
             "cannot_connect",
             format!(
-                "cannot connect: nothing takes connections at {host}, port {port}. Does a firewall or a proxy stand in \
-                 between (HTTPS_PROXY)?"
+                "cannot connect: nothing accepts connections at {host}, port {port}, or at the proxy if HTTPS_PROXY, HTTP_PROXY \
+                 or ALL_PROXY names one. Is it running, and does a firewall let the connection pass?"
             ),
         ),
         Fault::Broken => (
             "connection_broken",
-            format!("connection broken: {host} closed it before it answered; it may or may not have the test event"),
+            format!(
+                "connection broken: {host} closed the connection before it replied. Variance may or may not have the test \
+                 event"
+            ),
         ),
     };
     (result, None, text)

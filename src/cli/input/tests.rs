@@ -46,7 +46,7 @@ fn lines_are_read_each_by_itself_and_a_first_line_that_does_not_close_with_all_a
         (
             "{\"event\":\n\"a\"}\n{\"event\":\"b\"}",
             &[
-                "! f:1: this line does not close, and everything from here on is not JSON: expected nothing more at byte 15",
+                "! f:1: this line is only the beginning of JSON, and together with the rest of the input it is not JSON: expected nothing more at byte 15",
             ],
         ),
         ("[]\n{\"batch\":[]}\n[7]", &["f:3[0] 7: an event must be a JSON object"]),
@@ -92,7 +92,7 @@ fn what_was_read_before_a_fault_counts() {
     Reading { source: "f", take: &mut take }.all(stream).unwrap();
     assert_eq!(found.len(), 3);
     assert!(found[0].starts_with("Event(") && found[1].starts_with("Invalid("), "{found:?}");
-    assert_eq!(found[2], "Unreadable(\"f:2: reading ends here: broken\")");
+    assert_eq!(found[2], "Unreadable(\"f:2: it cannot be read from here on: broken\")");
 }
 
 #[test]

@@ -73,14 +73,14 @@ impl Kind {
         let is_named_brotli = name.to_ascii_lowercase().ends_with(".br");
         match head {
             [0x1f, 0x8b, ..] => Ok(Self::Gzip),
-            [b'P', b'A', b'R', b'1', ..] => Err("this is Parquet: export as JSONLines instead"),
+            [b'P', b'A', b'R', b'1', ..] => Err("this is Parquet: export in the format JSONLines instead"),
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Err("this is packed with zstd: unpack it first (`zstd -dc`)"),
             [b'P', b'K', 3, 4, ..] => Err("this is a zip archive: unpack it first"),
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("this is UTF-16: convert it to UTF-8 first"),
             _ if is_named_brotli && !(opens_json(head) && is_text(head)) => Ok(Self::Brotli),
             _ if opens_json(head) || is_text(head) => Ok(Self::Text),
             _ if unpacks_to_json(head) => Ok(Self::Brotli),
-            _ => Err("this is neither text nor gzip nor Brotli"),
+            _ => Err("this is neither text nor gzip nor Brotli: give PostHog's events as JSON Lines"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One look at the service: the answers of `/readyz` and `/metrics` at one time.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{anyhow, ensure};
 use reqwest::StatusCode;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -49,12 +49,13 @@ struct Series {
 pub(super) async fn look(service: &Service) -> anyhow::Result<Look> {
     let (status, health) = service.get("/readyz").await?;
     let is_answer = matches!(status, StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE);
-    ensure!(is_answer, "{} answered {status}: is it variance-connector?", service.address);
-    let health = serde_json::from_str(&health)
-        .with_context(|| format!("{} answered something else: is it variance-connector?", service.address))?;
+    ensure!(is_answer, "{} answered /readyz with {status}: is it variance-connector?", service.address);
+    let health = serde_json::from_str(&health).map_err(|error| {
+        anyhow!("{} answered /readyz with something else ({error}): is it variance-connector?", service.address)
+    })?;
     let at = Instant::now();
     let (status, metrics) = service.get("/metrics").await?;
-    ensure!(status == StatusCode::OK, "{} answered {status} for its metrics", service.address);
+    ensure!(status == StatusCode::OK, "{} answered /metrics with {status}: is it variance-connector?", service.address);
     Ok(Look { at, health, figures: Figures::parse(&metrics) })
 }
 

@@ -51,8 +51,8 @@ pub(super) fn screen(report: &Report, is_colourful: bool) -> String {
     let state = paint(colour, variance.state.clone());
     let reason = variance.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     lines.push(row("Variance", &format!("{state} for {}{reason}", ago(&variance.since))));
-    let last = variance.last_success.as_ref().map(|last| format!("took an event {} ago", ago(last)));
-    let last = last.as_deref().unwrap_or("took no event yet");
+    let last = variance.last_success.as_ref().map(|last| format!("accepted an event {} ago", ago(last)));
+    let last = last.as_deref().unwrap_or("has accepted no event yet");
     let next = variance.next_attempt_seconds.map(|seconds| format!("; next attempt in {}", time(seconds)));
     lines.push(row("", &format!("{last}{}", next.unwrap_or_default())));
     lines.push(String::new());

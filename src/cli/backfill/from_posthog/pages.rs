@@ -59,7 +59,7 @@ pub(super) struct Page {
 /// The error of rows that were not asked for: continuing after them would lose some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Disorder {
-    #[error("PostHog answered with an event outside of the time that was asked for")]
+    #[error("PostHog answered with an event outside of the time range that was asked for")]
     Outside,
     #[error("PostHog answered with events in the wrong order")]
     Order,

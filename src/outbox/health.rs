@@ -16,6 +16,9 @@ use crate::{
 /// How many refusals in a row are believed.
 const REFUSALS_BELIEVED: u32 = 20;
 
+/// The most reasons of one outage that get a line as soon as they appear. Any others wait for the next regular line.
+const MAX_REASONS: usize = 16;
+
 /// Variance's state, and since when.
 #[derive(Clone, Debug)]
 pub struct Health {
@@ -44,6 +47,8 @@ pub struct Health {
 struct Told {
     /// It was told of an outage that began then, and not yet of its end.
     outage: Option<Instant>,
+    /// The different reasons that its lines gave.
+    reasons: Vec<Fault>,
     at: Option<Instant>,
     doubt: bool,
     doubt_at: Option<Instant>,
@@ -52,7 +57,7 @@ struct Told {
 /// How often the log is told of outages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogPacing {
-    /// Between two lines about the beginning or the end of outages, at least.
+    /// Between two lines about the beginning, the end or a new reason of outages, at least.
     pub change: Duration,
     /// Between two lines while an outage lasts.
     pub lasting: Duration,
@@ -63,7 +68,7 @@ pub struct LogPacing {
 pub(super) enum News {
     /// Posting is paused.
     Paused(Fault),
-    /// It is still paused, after so long.
+    /// Posting is still paused, after so long, or has another reason now.
     StillPaused(Fault, Duration),
     /// It goes on after a pause of that long.
     Resumed(Duration),
@@ -148,9 +153,14 @@ impl Health {
         }
         self.told.at = Some(now);
         match (self.outage, self.told.outage, self.reason) {
-            (Some(since), Some(_), Some(reason)) => Some(News::StillPaused(reason, now.duration_since(since))),
+            (Some(since), Some(_), Some(reason)) => {
+                if self.is_new(reason) {
+                    self.told.reasons.push(reason);
+                }
+                Some(News::StillPaused(reason, now.duration_since(since)))
+            }
             (Some(since), None, Some(reason)) => {
-                self.told.outage = Some(since);
+                (self.told.outage, self.told.reasons) = (Some(since), vec![reason]);
                 Some(News::Paused(reason))
             }
             (None, Some(since), _) => {
@@ -174,7 +184,50 @@ impl Health {
         let begins = self.outage.filter(|_| self.state != StateLabel::Paused).map(|since| since + pacing.change);
         let has_changed = self.outage.is_some() != told.outage.is_some();
         let change = has_changed.then(|| begins.into_iter().chain([after(told.at, pacing.change)]).max()).flatten();
-        let lasting = told.outage.map(|_| after(told.at, pacing.lasting));
+        let is_new = self.reason.is_some_and(|reason| self.is_new(reason));
+        let lasting = told.outage.map(|_| after(told.at, if is_new { pacing.change } else { pacing.lasting }));
         doubt.into_iter().chain(change.or(lasting)).min()
+    }
+
+    /// True if no line about the present outage gave this reason yet.
+    fn is_new(&self, reason: Fault) -> bool {
+        let reasons = &self.told.reasons;
+        reasons.len() < MAX_REASONS && !reasons.contains(&reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACING: LogPacing = LogPacing { change: Duration::from_secs(10), lasting: Duration::from_secs(300) };
+
+    #[test]
+    fn each_reason_of_an_outage_is_news_once_and_ten_seconds_after_the_line_before() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        let [unauthorized, not_found] = [StatusCode::UNAUTHORIZED, StatusCode::NOT_FOUND].map(Fault::Status);
+        let mut news = |seconds, fault| {
+            let now = start + Duration::from_secs(seconds);
+            health.failed(fault, true, now);
+            health.news(PACING, now)
+        };
+        let still = |fault, seconds| Some(News::StillPaused(fault, Duration::from_secs(seconds)));
+        assert_eq!(news(0, unauthorized), Some(News::Paused(unauthorized)));
+        assert_eq!(news(9, not_found), None);
+        assert_eq!(news(10, not_found), still(not_found, 10));
+        assert_eq!(news(20, unauthorized), None, "the first line gave this reason");
+        assert_eq!(news(30, not_found), None);
+        assert_eq!(news(310, unauthorized), still(unauthorized, 310), "the regular line");
+        for (at, status) in (320..).step_by(10).zip(500..500 + MAX_REASONS as u16 - 2) {
+            assert!(news(at, Fault::Status(StatusCode::from_u16(status).unwrap())).is_some(), "{status}");
+        }
+        assert_eq!(news(500, Fault::Timeout), None, "this is one reason too many");
+
+        let end = start + Duration::from_secs(510);
+        health.accepted(end);
+        assert_eq!(health.news(PACING, end), Some(News::Resumed(Duration::from_secs(510))));
+        let again = end + PACING.change;
+        health.failed(not_found, true, again);
+        assert_eq!(health.news(PACING, again), Some(News::Paused(not_found)));
     }
 }

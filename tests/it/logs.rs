@@ -375,7 +375,9 @@ async fn a_hang_up_is_told_of_and_ends_nothing() {
     let program = Program::start(&variance, &[]);
     let id = program.child.id().to_string();
     assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
-    assert_eq!(essence(&program.line()), json!({"level": "INFO", "message": "the configuration was read again"}));
+    let message =
+        "the files of secrets were read again; there is no configuration file, and other settings need a restart";
+    assert_eq!(essence(&program.line()), json!({"level": "INFO", "message": message}));
     assert_eq!(program.post("/webhook", events("e", 1)).await.status, 200);
 }
 

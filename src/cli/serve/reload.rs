@@ -5,7 +5,7 @@ use std::{convert::Infallible, ffi::OsString, path::PathBuf, time::Duration};
 use tokio::{select, signal::unix::Signal, time::sleep};
 
 use crate::{
-    config::{self, Flags, Loaded},
+    config::{self, FILE_VARIABLE, Flags, Loaded},
     repeated::Repeated,
     service::{Reload, ServiceSettings},
     telemetry::Log,
@@ -60,7 +60,18 @@ impl Reloader<'_> {
         for name in fixed {
             tracing::warn!("{name} has changed, which needs a restart: the service keeps the old value");
         }
-        tracing::info!("the configuration was read again");
+        match self.has_file() {
+            true => tracing::info!("the configuration was read again"),
+            false => tracing::info!(
+                "the files of secrets were read again; there is no configuration file, and other settings need a restart"
+            ),
+        }
+    }
+
+    /// True if there is a configuration file. Flags and environment variables stay as they were at the start.
+    fn has_file(&self) -> bool {
+        let is_named = |(name, value): &(OsString, OsString)| name == FILE_VARIABLE && !value.is_empty();
+        self.flags.config.is_some() || self.variables.iter().any(is_named)
     }
 
     fn read_url(&mut self, failures: &Repeated) {

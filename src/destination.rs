@@ -44,17 +44,17 @@ mod slots;
 /// The `User-Agent` of every request.
 pub const USER_AGENT: &str = concat!("variance-connector/", env!("CARGO_PKG_VERSION"));
 
-/// How much of a reply's body is read, and for how long, only to use the connection again.
+/// The most bytes of a reply's body that are read, and the longest time, only to use the connection again.
 const REPLY_LIMIT: (usize, Duration) = (16 << 10, Duration::from_secs(1));
 
-/// The webhook, and how long one attempt may take.
+/// The settings of the destination.
 #[derive(Clone)]
 pub struct DestinationSettings {
     /// The webhook URL, without user and password.
     pub webhook_url: Url,
     /// The credential that Variance asks for.
     pub authorization: Authorization,
-    /// From the start of an attempt to the end of the reply's head.
+    /// The longest time from the start of an attempt to the end of the reply's head.
     pub attempt_timeout: Duration,
     /// The way to its host.
     pub network: Network,
@@ -63,7 +63,7 @@ pub struct DestinationSettings {
 }
 
 impl fmt::Debug for DestinationSettings {
-    /// Shows the URL's host alone: its path and query may be as good as a credential.
+    /// Shows only the URL's host: the path and query may be as good as a credential.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { webhook_url, authorization, attempt_timeout, network, connections_kept_for } = self;
         f.debug_struct("DestinationSettings")
@@ -76,7 +76,7 @@ impl fmt::Debug for DestinationSettings {
     }
 }
 
-/// The longest that a connection is used by default: an address or a certificate that has changed is noticed so much later.
+/// The longest that a connection is used by default, after which a changed address or certificate is noticed.
 pub const CONNECTIONS_KEPT_FOR: Duration = Duration::from_secs(4 * 60);
 
 /// The result of one attempt.
@@ -86,64 +86,64 @@ pub enum AttemptResult {
     Accepted,
     /// Variance refuses this event.
     Refused(StatusCode),
-    /// Anything else: the event is to be tried again.
+    /// The attempt failed in another way, and the event is to be retried.
     Failed {
-        /// What went wrong.
+        /// The reason.
         fault: Fault,
-        /// How long Variance asked to be left alone.
+        /// The pause that Variance asked for.
         retry_after: Option<Duration>,
     },
 }
 
-/// Why an attempt failed.
+/// The reason why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Variance answered with a status that neither accepts nor refuses the event.
     #[error("Variance answered {0}")]
     Status(StatusCode),
-    /// Variance refused the event, but nothing shows that it takes any.
+    /// Variance refused the event, but nothing shows that it accepts any.
     #[error("Variance refuses every event: {0}")]
     RefusesAll(StatusCode),
     /// Variance did not answer in time.
     #[error("Variance did not answer in time")]
     Timeout,
-    /// The look-up of its host's name took most of the attempt's time.
+    /// The look-up of the host's name took most of the attempt's time.
     #[error("looking up the name of Variance's host took too long")]
     SlowDns,
-    /// There is no address for the name of its host.
+    /// There is no address for the host's name.
     #[error("the name of Variance's host could not be resolved")]
     Dns,
-    /// Its certificate is for other names.
+    /// The host's certificate is for other names.
     #[error("the certificate of Variance's host is for another name")]
     TlsName,
-    /// Its certificate is that of an authority, and no server's.
+    /// The host's certificate is marked as that of an authority, and not of a server.
     #[error("the certificate of Variance's host is an authority's, and may not be used by a server")]
     TlsAuthority,
-    /// It speaks no version of TLS that is safe.
+    /// The host speaks no version of TLS that is safe.
     #[error("Variance's host speaks neither TLS 1.2 nor 1.3")]
     TlsVersion,
-    /// It wants a certificate of this program.
+    /// The host asks for a client certificate.
     #[error("Variance's host asks for a client certificate, which the connector does not have")]
     TlsClientCertificate,
-    /// It speaks no HTTP/1.1.
+    /// The host does not speak HTTP/1.1.
     #[error("Variance's host speaks only HTTP/2, and the connector only HTTP/1.1")]
     Http2,
-    /// It ended the handshake, and did not say more.
+    /// The host ended the TLS handshake without a reason.
     #[error("Variance's host refused the TLS connection")]
     TlsAlert,
-    /// Its certificate cannot be trusted, or it speaks no TLS.
+    /// The host's certificate cannot be trusted, or the host does not speak TLS.
     #[error("no trusted TLS connection to Variance's host")]
     Tls,
-    /// The proxy does not lead there.
+    /// The proxy makes no connection to the host.
     #[error("the proxy makes no connection to Variance's host")]
     Proxy,
-    /// Its host takes no connections.
+    /// The host accepts no connections.
     #[error("no connection to Variance's host")]
     Connect,
     /// The connection broke before the reply was complete.
     #[error("the connection to Variance broke before its reply")]
     Broken,
-    /// There is a reply, but not even its status can be read.
+    /// There is a reply, but not even its status is readable.
     #[error("the reply of Variance's host could not be read as HTTP/1.1")]
     Unreadable,
 }
@@ -173,7 +173,7 @@ impl From<AttemptResult> for AttemptLabel {
 }
 
 impl Fault {
-    /// True if there may be no webhook at the URL.
+    /// True for a fault that a wrong webhook URL may cause.
     pub fn is_url(self) -> bool {
         match self {
             Self::Status(status) => matches!(status.as_u16(), 300..=399 | 404 | 405 | 410),
@@ -187,14 +187,14 @@ impl Fault {
         matches!(self, Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
     }
 
-    /// The least time before the event is tried again. Variance may have an event whose reply could not be read.
+    /// Returns the least time before the event is retried. Variance may have an event whose reply could not be read.
     pub fn least_wait(self) -> Duration {
         if self == Self::Unreadable { Duration::from_secs(10) } else { Duration::ZERO }
     }
 }
 
 impl AttemptResult {
-    /// What a reply with this status means.
+    /// Returns the meaning of a reply with this status.
     pub fn of_status(status: StatusCode) -> Self {
         match status.as_u16() {
             200..=299 => Self::Accepted,
@@ -219,7 +219,7 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// A client that has as many connections as attempts are made at once.
+    /// Creates a client, which has as many connections as there are attempts in flight.
     pub fn new(settings: DestinationSettings) -> Self {
         let DestinationSettings { webhook_url, authorization, attempt_timeout, network, connections_kept_for } =
             settings;
@@ -232,7 +232,7 @@ impl Destination {
         }
     }
 
-    /// Makes one attempt. The reply should be [discarded](Reply::discard), so that the connection can be used again.
+    /// Makes one attempt. [Discard](Reply::discard) the reply, so that the connection can be used again.
     pub async fn post(&self, body: Bytes) -> (AttemptResult, Reply) {
         let (headers, reading) = self.credential.headers();
         // Boxed, because a future of this size would be copied whenever it is passed on.
@@ -271,8 +271,8 @@ impl Destination {
         (result, reply)
     }
 
-    /// Sends the request, and at once a second time if a connection breaks that may have been idle: most often Variance has
-    /// closed it just then.
+    /// Sends the request, and at once a second time if a connection breaks that may have been idle: most often, Variance has
+    /// just closed it.
     async fn send(&self, headers: HeaderMap, body: Bytes) -> reqwest::Result<Box<Unread>> {
         let mut slot = self.slots.take();
         let reply = match slot.client.execute(self.request(headers, body.clone())).await {
@@ -293,7 +293,7 @@ impl Destination {
         request
     }
 
-    /// The more exact name of a fault of an attempt that waited so long for the look-up of a name.
+    /// Returns a more exact fault, given the time that the attempt waited for the look-up of a name.
     fn named(&self, fault: Fault, look_up: Duration) -> Fault {
         match fault {
             Fault::Timeout if look_up * 2 > self.attempt_timeout => Fault::SlowDns,
@@ -309,7 +309,7 @@ impl fmt::Debug for Destination {
     }
 }
 
-/// How long a reply asks to be left alone, counted by its own clock if it tells the time.
+/// Returns the pause that a reply asks for, counted from its own `Date` if it has one.
 fn asked_for(headers: &HeaderMap) -> Option<Duration> {
     let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
     backoff::retry_after(headers.get(RETRY_AFTER)?.as_bytes(), date.unwrap_or_else(SystemTime::now))
@@ -322,7 +322,7 @@ pub struct Reply(Option<Box<Unread>>);
 
 struct Unread {
     reply: Response,
-    /// The client that it came by, and where to give it back, unless its connection is to be closed.
+    /// The client that received the reply, and the slots to return it to, unless its connection is to be closed.
     slot: Option<(Slots, Slot)>,
 }
 
@@ -339,18 +339,18 @@ impl Reply {
         self.0.as_ref()?.reply.headers().get(name)
     }
 
-    /// Where the reply says that the webhook has moved.
+    /// Returns the `Location` to which the reply redirects.
     pub fn location(&self) -> Option<&str> {
         self.header(LOCATION)?.to_str().ok()
     }
 
-    /// True if it is for people: the page of a proxy's login, say.
+    /// True if the reply is a page for people, such as the login page of a proxy.
     pub fn is_web_page(&self) -> bool {
         let start = self.header(CONTENT_TYPE).and_then(|value| value.as_bytes().get(..9));
         start.is_some_and(|start| start.eq_ignore_ascii_case(b"text/html"))
     }
 
-    /// Reads the body within limits, so that the connection can be used again; beyond them it is closed.
+    /// Reads the body within limits, so that the connection can be used again. A longer body closes it.
     pub async fn discard(self) {
         let Some(mut unread) = self.0 else { return };
         let Some((slots, slot)) = unread.slot.take() else { return };

@@ -1,33 +1,33 @@
-//! How many POSTs may be in flight to Variance, and how many may begin in a second.
+//! The limits on POSTs to Variance: how many may be in flight, and how many may begin in a second.
 //!
-//! Both are found out, because nobody knows them: between one and `delivery.concurrency` in flight, and any number in a
+//! Nobody knows these limits, so both are measured: between one and `delivery.concurrency` in flight, and any number in a
 //! second until Variance says that there is a limit.
 //!
-//! * **In flight.** The limit starts at 64 and grows while it is what holds events back: by one for each reply, so that it
-//!   doubles in the time of one, until it was once too high. With replies within 10 ms it stays or falls
-//!   back to 64, because this machine is the limit then, and each connection costs it more.
+//! * **In flight.** The limit starts at 64 and grows while it holds events back: by one for each reply, so that it doubles in
+//!   the time of one reply, until it was too high once. With replies within 10 ms the limit stays at 64 or returns to it,
+//!   because then this machine is the bottleneck, and each connection costs it more.
 //! * **Too many in flight.** When reply times have grown by half, when there is a 503 or a time-out for every tenth answer,
 //!   and after every 30 seconds at the limit, half as many are in flight for a moment: a trial. If the others only waited
 //!   their turn, reply times fall in proportion; the half is kept, and half of it is tried next. If they do not fall at all,
-//!   Variance is slow rather than full, and the limit is as before. What lies between says how many are just enough, and a
-//!   quarter more than these are kept. 503s and time-outs that do not become fewer with the number are about something else,
-//!   such as one bad server of several, and are let pass for a while.
+//!   Variance is slow rather than full, and the limit is as before. A result in between says how many are just enough, and the
+//!   limit becomes a quarter more. 503s and time-outs that do not become fewer with the number have another cause, such as one
+//!   bad server of several, and are ignored for a while.
 //! * **Scattered reply times** change nothing: means of the logarithms of 128 times are compared. Times below 10 ms count as
 //!   10 ms, because they measure this machine rather than Variance, and those of attempts that had to connect do not count.
 //! * **Too many in a second.** A 429 is about the rate: with replies after a millisecond, one in flight is a thousand a
-//!   second. It pauses everything for 10 ms, or for longer each time if nothing is answered meanwhile, and sets the rate to
-//!   four fifths of what was answered in the last second. 503s that remain with one in flight do so too.
-//! * **Growing again.** After a cut both grow as CUBIC does (RFC 9438): fast at first, slowly near what was too much, and
-//!   faster the farther beyond. A rate that was too much several times is tried less and less often.
-//! * **One answer to one mistake.** Replies to attempts that began under an earlier limit say nothing of the present one, and
-//!   the rate is cut once in a second. What fails altogether is the breaker's matter.
+//!   second. A 429 pauses all attempts for 10 ms, or for longer each time if no reply comes in between, and sets the rate to
+//!   four fifths of the replies in the last second. 503s that remain with one in flight do the same.
+//! * **Growing again.** After a cut both limits grow as CUBIC does (RFC 9438): fast at first, slowly near the value that was
+//!   too high, and faster again beyond. A rate that was too high several times is tried less and less often.
+//! * **One cut for one mistake.** Replies to attempts that began under an earlier limit say nothing about the present one, and
+//!   the rate is cut at most once in a second. An outage is the breaker's matter.
 //!
 //! Vector's adaptive concurrency and Netflix's `concurrency-limits` compare reply times with those of the past, and take each
-//! change for one of the load. A trial compares them with those of the same minute. Neither of the two has a rate, and with
-//! replies at once one in flight is too many for a destination that has one.
+//! change for one of the load. A trial compares them with those of the same minute. Neither of the two limits the rate, which a
+//! destination with a limit on the rate needs: if it replies at once, even one attempt in flight is too many.
 //!
-//! What a simulation comes to, the worse of two runs each (`cargo test --lib limit -- --nocapture` prints it). The times are
-//! counted from the fifth second on or later, when the limit is known:
+//! These are the results of a simulation (`cargo test --lib limit -- --nocapture` prints them), of two runs the worse. The
+//! figures are from the fifth second on or later, when the limit is known:
 //!
 //! | destination | answered | rejected | median reply | longest |
 //! |---|---|---|---|---|
@@ -61,53 +61,53 @@ use self::{bound::Bound, rate::Rate};
 mod bound;
 mod rate;
 
-/// How many may be in flight at the start.
+/// The limit of attempts in flight at the start.
 const START: usize = 64;
 
-/// How long it may take to come back to a number that was too much, in seconds.
+/// The longest time to return to a number that was too high, in seconds.
 const LONGEST_BACK: f64 = 5.0;
 
-/// The most that the time between two replies counts for, in seconds: what traffic taught is not forgotten in a silence.
+/// The most that the time between two replies counts for, in seconds, so that a silence does not raise the limits.
 const LONGEST_GAP: f64 = 0.2;
 
-/// Complaints are looked into if there is one for so many answers.
+/// The most answers for each complaint (a 503 or time-out) at which complaints cause a trial.
 const ANSWERS: u32 = 10;
 
-/// Answers from which a limit is judged.
+/// The number of answers from which a limit is judged.
 const SAMPLES: u32 = 128;
 
-/// A rate that 503s alone cut is not cut below this one, in attempts a second: they may be about their events.
+/// The least rate, in attempts a second, to which 503s alone can cut it: they may be about their events.
 const LEAST_RATE: f64 = 50.0;
 
-/// Shorter reply times count as this one, and make the limit grow no further: they are this machine's.
+/// The shortest reply time that counts. Shorter ones measure this machine, and do not raise the limit.
 const SHORTEST: Duration = Duration::from_millis(10);
 
-/// By how much a reply time must have grown.
+/// The factor by which reply times must have grown for a trial.
 const GROWN: f64 = 1.5;
 
-/// How much more than just enough may be in flight, so that Variance always has another event at hand.
+/// The factor above just enough attempts in flight, so that Variance always has another event at hand.
 const HEADROOM: f64 = 1.25;
 
-/// Reply times that fall to this part are as good as halved.
+/// The part to which reply times must fall to count as halved.
 const NEARLY_HALF: f64 = 0.6;
 
-/// For how long a connection that is not used stays open at least.
+/// The least time for which an unused connection stays open.
 const OPEN_FOR: Duration = Duration::from_secs(2);
 
-/// Seconds at the limit after which there is a trial even if reply times have not grown, and seconds for which complaints
-/// are let pass once a trial has shown that they do not come of the number.
+/// The seconds at the limit after which there is a trial even if reply times have not grown, and the seconds for which complaints
+/// are ignored once a trial has shown that they do not depend on the number in flight.
 const TRIAL_AFTER: f64 = 30.0;
 
-/// What a reply says of the limit.
+/// The meaning of an attempt's result for the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Variance took or refused the event.
+    /// Variance accepted or refused the event.
     Answered,
-    /// Too many in a short time (429), and for how long Variance asked to be left alone.
+    /// There were too many attempts in a short time (429). Variance may have asked for a pause.
     TooMany(Option<Duration>),
-    /// Too many at once (503, a time-out), unless it is about the event.
+    /// There were too many attempts at once (a 503 or a time-out), unless the cause is the event.
     Overloaded,
-    /// Nothing.
+    /// The result says nothing about the limits.
     Other,
 }
 
@@ -115,13 +115,13 @@ pub enum Reply {
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     began: Instant,
-    /// How many were in flight then, this one included.
+    /// The number of attempts in flight at its start, this one included.
     in_flight: usize,
-    /// So many were not in flight lately, so it had to connect first: its time is another one.
+    /// True if the attempt had to connect first, because fewer were in flight lately: its time does not count.
     connects: bool,
 }
 
-/// The limit. It has no clock: every call says what time it is.
+/// The limits on attempts in flight and on their rate, without a clock: every call passes in the time.
 #[derive(Debug)]
 pub struct Limit {
     most: usize,
@@ -129,25 +129,25 @@ pub struct Limit {
     bound: Bound,
     rate: Rate,
     last_reply: Option<Instant>,
-    /// The most that were in flight, in this stretch of [`OPEN_FOR`] and in the one before, and when this one began.
+    /// The most attempts in flight, in this period of [`OPEN_FOR`] and in the one before, and the start of this one.
     peaks: [usize; 2],
     peaks_since: Instant,
-    /// When the limit last held an event back.
+    /// The time at which the limit last held an event back.
     held_back: Option<Instant>,
-    /// How many replies are to be left out, because they are of another limit.
+    /// The number of replies to leave out, because their attempts began under another limit.
     unsettled: usize,
-    /// What has been seen of the present limit.
+    /// The replies under the present limit.
     seen: Seen,
-    /// The logarithm of the reply time after the last trial, with which later ones are compared.
+    /// The logarithm of the reply time after the last trial, for comparison with later ones.
     reference: Option<f64>,
     trial: Option<Trial>,
     /// Seconds at the limit since the last trial.
     untried: f64,
-    /// Seconds for which complaints are let pass.
+    /// Seconds for which complaints are still ignored.
     deaf: f64,
 }
 
-/// Replies under one limit.
+/// The sums of the replies under one limit.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     answers: u32,
@@ -161,26 +161,26 @@ struct Seen {
 }
 
 impl Seen {
-    /// The mean of the logarithms of reply times.
+    /// Returns the mean of the logarithms of reply times.
     fn time(self) -> f64 {
         self.sum / f64::from(self.answers)
     }
 
-    /// What an answer costs, in seconds of attempts, those that complained included.
+    /// Returns the seconds of attempts for each answer, including the attempts that ended with a complaint.
     fn cost(self) -> f64 {
         self.spent / f64::from(self.answers)
     }
 
-    /// Complaints for each answer.
+    /// Returns the number of complaints for each answer.
     fn complaints(self) -> f64 {
         f64::from(self.complaints) / f64::from(self.answers)
     }
 }
 
-/// Half as many are in flight for a moment.
+/// A trial, during which half as many attempts are in flight.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
-    /// The limit before, how many were in flight, and what was seen of them.
+    /// The limit before the trial, the number of attempts in flight, and the replies to them.
     limit: usize,
     number: usize,
     seen: Seen,
@@ -188,7 +188,7 @@ struct Trial {
 }
 
 impl Limit {
-    /// A limit that is never more than `most`.
+    /// Creates limits of which the one in flight never exceeds `most`.
     pub fn new(most: usize, now: Instant) -> Self {
         Self {
             most,
@@ -208,27 +208,29 @@ impl Limit {
         }
     }
 
-    /// Changes the most that it can be.
+    /// Changes the most attempts that may ever be in flight.
     pub fn set_most(&mut self, most: usize) {
         self.most = most;
     }
 
-    /// How many may be in flight at present.
+    /// Returns the present limit of attempts in flight.
     pub fn value(&self) -> usize {
         (self.bound.value() as usize).clamp(1, self.most)
     }
 
-    /// How many are in flight.
+    /// Returns the number of attempts in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// When the next attempt may begin, which may be past. `None` if one has to [end](Self::free) first.
+    /// Returns the time at which the next attempt may begin, which may be past, or `None` if one has to [end](Self::free)
+    /// first.
     pub fn next(&self) -> Option<Instant> {
         (self.in_flight < self.value()).then_some(self.rate.next())
     }
 
-    /// Whether an attempt may begin now. Ask only if there is one to make: if it may not, the limit holds it back.
+    /// Returns true if an attempt may begin now. Call this only if there is one to make: if it may not begin, the limit counts
+    /// as holding an event back.
     pub fn permit(&mut self, now: Instant) -> bool {
         let next = self.next();
         if next.is_none() {
@@ -251,12 +253,12 @@ impl Limit {
         Attempt { began: now, in_flight: self.in_flight, connects }
     }
 
-    /// Notes that its connection is free again, after its [reply](Self::reply).
+    /// Notes that the connection of an attempt is free again, after its [reply](Self::reply).
     pub fn free(&mut self) {
         self.in_flight -= 1;
     }
 
-    /// Notes what came of it.
+    /// Notes the result of an attempt.
     pub fn reply(&mut self, attempt: Attempt, reply: Reply, now: Instant) {
         let last = self.last_reply.replace(now).unwrap_or(now);
         let gap = (now - last).as_secs_f64().min(LONGEST_GAP);
@@ -298,7 +300,7 @@ impl Limit {
         self.judge(is_held_back);
     }
 
-    /// Lets the limit grow that held events back for so many seconds.
+    /// Raises a limit that has held events back for `seconds`.
     fn grow(&mut self, seconds: f64) {
         self.untried += seconds;
         if self.trial.is_some() || self.value() == self.most {
@@ -311,7 +313,7 @@ impl Limit {
         }
     }
 
-    /// Begins or ends a trial once enough has been seen.
+    /// Begins or ends a trial once there are enough replies.
     fn judge(&mut self, is_held_back: bool) {
         let seen = self.seen;
         if seen.answers >= SAMPLES {
@@ -352,12 +354,12 @@ impl Limit {
         }
     }
 
-    /// Leaves out the replies that are of the limit so far.
+    /// Changes the limit, and leaves out the replies to attempts that began before.
     fn set_aside(&mut self, limit: usize) {
         (self.unsettled, self.seen) = (limit, Seen::default());
     }
 
-    /// Keeps the half, goes back to the whole, or settles between them.
+    /// Keeps the half, returns to the whole, or settles between the two.
     fn end_trial(&mut self, trial: Trial, seen: Seen) {
         let ratio = match trial.is_for_complaints {
             true => seen.cost() / trial.seen.cost(),

@@ -1,16 +1,16 @@
-//! One attempt per identity; what could not be delivered is held and tried again.
+//! The outbox, which holds events until Variance has them, and makes at most one attempt per event at a time.
 //!
 //! > An event is acknowledged only when Variance has it. Nothing is written to disk.
 //!
-//! `docs/delivery.md` says what that guarantees, where the guarantee ends, and by which rules it is kept. The rules stand once
-//! more beside the code that keeps them, in `state`.
+//! `docs/delivery.md` describes this guarantee, its limits and the rules that keep it. The module `state` lists the rules beside
+//! the code that keeps them.
 //!
-//! An event that was handed over leaves in one of three ways: Variance has it, Variance will not have it, or its time is
-//! over. Nobody who waits for it can change that: a request that ends early only stops waiting.
+//! An event that was handed over leaves in one of three ways: Variance accepts it, Variance refuses it, or its time is over.
+//! Those who wait for the event have no influence on that: a request that ends early only stops waiting.
 //!
-//! The state knows all rules and has no clock: one call changes it, the attempts that it allows then are started, and
-//! the time of the next call is read. There is one timer for all events, and a task for each of the `concurrency` attempts
-//! at most that are under way, none for an event that waits.
+//! The state has all rules and no clock: one call changes the state, then the attempts that it allows are started, and the
+//! time of the next call is read. There is one timer for all events, and one task for each attempt in flight, at most
+//! `concurrency`. An event that waits has no task.
 
 use std::{
     fmt,
@@ -56,17 +56,17 @@ mod loss_log;
 mod memory;
 mod state;
 
-/// How much is in flight, and how much and how long is held.
+/// The limits on attempts in flight and on held events.
 #[derive(Clone, Debug)]
 pub struct OutboxSettings {
     /// The most POSTs in flight to Variance, at least one.
     pub concurrency: usize,
-    /// How long an undelivered event is held.
+    /// The longest that an undelivered event is held.
     pub retry_for: Duration,
     /// True to abandon an event whose time is over and that cannot be called refused. Otherwise only a suspect is abandoned
     /// (rule 5 of the module `state`), and others are held for as long as Variance is away.
     pub abandon: bool,
-    /// Bytes of memory for undelivered events, bookkeeping included.
+    /// The most bytes of memory for undelivered events, bookkeeping included.
     pub max_held: usize,
     /// The waits between attempts.
     pub pacing: Pacing,
@@ -84,19 +84,19 @@ impl Default for OutboxSettings {
     }
 }
 
-/// The waits between attempts. Not a setting of users: tests make them shorter.
+/// The waits between attempts, which are constants for users. Tests make them shorter.
 #[derive(Clone, Copy, Debug)]
 pub struct Pacing {
-    /// Between the attempts of one event.
+    /// The wait between the attempts of one event.
     pub backoff: Backoff,
-    /// Between the probes of a destination that is down.
+    /// The wait between the probes of a destination that is down.
     pub open_for: Backoff,
-    /// For how long an acceptance shows that Variance takes events.
+    /// The time for which an acceptance shows that Variance accepts events.
     pub recent: Duration,
-    /// For how long refusals are remembered: longer than senders send again by themselves, shorter than it takes to mend
-    /// Variance and send again by hand.
+    /// The time for which refusals are remembered: longer than senders send again by themselves, and shorter than it takes to
+    /// repair Variance and send again by hand.
     pub refusals_known_for: Duration,
-    /// Between the log's lines about outages.
+    /// The time between lines of the log about outages.
     pub log: LogPacing,
 }
 
@@ -112,27 +112,27 @@ impl Default for Pacing {
     }
 }
 
-/// How an event that was handed over can end.
+/// The way in which an event that was handed over ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Outcome {
-    /// Variance has it.
+    /// Variance accepted the event.
     #[error("delivered")]
     Delivered,
-    /// Variance will not have it.
+    /// Variance refused the event.
     #[error(transparent)]
     Refused(Refusal),
-    /// It was not delivered in its time. What the last attempt came to is said if it is known.
+    /// The event was given up before Variance accepted it. The fault is that of the last attempt, if there was one.
     #[error("Variance did not accept the event in time{}", last_answer(.0.as_ref()))]
     Abandoned(Option<Fault>),
 }
 
-/// Why Variance will not have an event.
+/// The reason for a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It said so.
+    /// Variance replied with this status.
     #[error("Variance refused the event: {0}")]
     Status(StatusCode),
-    /// It kept failing, and others were accepted meanwhile.
+    /// The event kept failing with this fault while others were accepted.
     #[error("the event kept failing while Variance accepted others{}", last_answer(Some(.0)))]
     KeptFailing(Fault),
 }
@@ -141,38 +141,38 @@ fn last_answer(fault: Option<&Fault>) -> String {
     fault.map_or_else(String::new, |fault| format!("; the last attempt: {fault}"))
 }
 
-/// What became of an event that was handed over.
+/// The result of handing an event over.
 #[derive(Debug)]
 pub enum HandOver {
-    /// It is under way from now on.
+    /// The event is under way from now on.
     New(Pending),
-    /// It was under way already: this is a re-send.
+    /// The event was under way already: this is a re-send.
     Joined(Pending),
-    /// It has ended before: this is a re-send.
+    /// The event has ended before: this is a re-send.
     Ended(Outcome),
-    /// There is no room for it now.
+    /// There is no room for the event at present.
     Full,
-    /// There will never be room for it: it alone is over `max_held`.
+    /// There will never be room for the event: it alone is larger than `max_held`.
     TooLarge,
 }
 
-/// An event that is under way. Dropping this stops the waiting, not the delivery.
+/// A handle to wait for an event that is under way. Dropping it does not stop the delivery.
 #[derive(Clone, Debug)]
 pub struct Pending(Arc<SetOnce<Outcome>>);
 
 impl Pending {
-    /// Waits for the event to end.
+    /// Waits until the event ends, and returns how.
     pub async fn wait(&self) -> Outcome {
         *self.0.wait().await
     }
 
-    /// How the event ended, if it has.
+    /// Returns how the event ended, or `None` if it is still under way.
     pub fn get(&self) -> Option<Outcome> {
         self.0.get().copied()
     }
 }
 
-/// A handle to the outbox.
+/// The outbox, shared by its clones.
 #[derive(Clone)]
 pub struct Outbox(Arc<Shared>);
 
@@ -181,16 +181,16 @@ struct Shared {
     loss_log: Mutex<LossLog>,
     identity_key: IdentityKey,
     requests: AtomicU64,
-    /// Tells of a full outbox.
+    /// Paces the log lines about a full outbox.
     full: Repeated,
     max_held: usize,
     destination: RwLock<Arc<Destination>>,
-    /// The webhook URL may be wrong.
+    /// Notified when the webhook URL may be wrong.
     url_doubted: Notify,
     metrics: Metrics,
-    /// The timer is set too late.
+    /// Notified when the timer is set too late.
     timer: Notify,
-    /// There may be room again.
+    /// Notified when there may be room again.
     room: Notify,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -198,12 +198,12 @@ struct Shared {
 
 struct Driven {
     state: State,
-    /// When the timer wakes by itself.
+    /// The time at which the timer wakes by itself.
     timer: Option<Instant>,
 }
 
 impl Outbox {
-    /// Starts attempting what is handed over. That ends with [`Outbox::close`].
+    /// Starts an outbox, which attempts the events that are handed over until [`Outbox::close`].
     pub fn start(settings: OutboxSettings, destination: Destination, metrics: Metrics) -> Self {
         let shared = Arc::new(Shared {
             max_held: settings.max_held,
@@ -224,17 +224,17 @@ impl Outbox {
         Self(shared)
     }
 
-    /// The identity of an event of these bytes that has this key: its uuid, its name and its `distinct_id`.
+    /// Returns the identity of an event by its key (uuid, name and `distinct_id`), with a checksum of its bytes.
     pub fn identity(&self, key: &[impl AsRef<[u8]>; 3], event: &[u8]) -> Identity {
         self.0.identity_key.identity(key.each_ref().map(AsRef::as_ref), event)
     }
 
-    /// Names a request. Its events take turns with those of others.
+    /// Returns an id for a new request. Requests take turns, whatever the number of their events.
     pub fn request(&self) -> RequestId {
         RequestId(self.0.requests.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Takes an event of a request in, or joins the one of the same identity.
+    /// Takes in an event of a request, or joins the event of the same identity.
     pub fn hand_over(&self, request: RequestId, identity: Identity, message: &Message) -> HandOver {
         let handed_over = self.0.change(|state, now| state.hand_over(request, identity, message, now));
         match handed_over {
@@ -245,22 +245,22 @@ impl Outbox {
         handed_over
     }
 
-    /// A notice that there may be room for more, from the moment of this call on.
+    /// Returns a future that completes when there may be room for more, counted from this call on.
     pub fn room(&self) -> Notified<'_> {
         self.0.room.notified()
     }
 
-    /// Whether an event that comes now would only be held, and for how long at least.
+    /// Returns the time until the next attempt while attempts are paused, or `None` if they are not.
     pub fn paused(&self) -> Option<Duration> {
         self.0.driven().state.paused(Instant::now())
     }
 
-    /// What is known of Variance.
+    /// Returns Variance's state.
     pub fn health(&self) -> Health {
         self.0.driven().state.health.clone()
     }
 
-    /// The moment's figures.
+    /// Returns the present figures for the metrics.
     pub fn snapshot(&self) -> metrics::Snapshot {
         let now = Instant::now();
         let state = &self.0.driven().state;
@@ -281,23 +281,23 @@ impl Outbox {
         }
     }
 
-    /// Goes by other settings from now on, but for `max_held`; attempts under way end as they began.
+    /// Applies other settings from now on, except for `max_held`. Attempts in flight keep the settings they began with.
     pub fn reload(&self, settings: &OutboxSettings, destination: Destination) {
         *self.0.destination.write().expect("no panic while it is locked") = Arc::new(destination);
         self.0.change(|state, _| state.reload(settings));
     }
 
-    /// Forgets what was about another webhook URL, credential or format: refusals, and a pause.
+    /// Ends a pause and forgets refusals, which were about another webhook URL, credential or format.
     pub fn destination_changed(&self) {
         self.0.change(|state, _| state.destination_changed());
     }
 
-    /// Waits until Variance answers as if the webhook URL were wrong, or refuses as if it were.
+    /// Waits until a reply, or a refusal in doubt, suggests that the webhook URL is wrong.
     pub async fn url_doubted(&self) {
         self.0.url_doubted.notified().await;
     }
 
-    /// Waits until nothing is held.
+    /// Waits until no event is held.
     pub async fn emptied(&self) {
         loop {
             let room = self.room();
@@ -308,12 +308,12 @@ impl Outbox {
         }
     }
 
-    /// Attempts everything that is held at once, because the process is to stop: no pause and no backoff holds any more.
+    /// Ends all pauses and backoffs and attempts every held event at once, because the process is to stop.
     pub fn drain(&self) {
         self.0.change(State::stop);
     }
 
-    /// Stops all attempts and abandons what is still held. Returns how many events that were.
+    /// Stops all attempts and abandons the events that are still held. Returns their number.
     pub async fn close(&self) -> usize {
         self.0.stop.cancel();
         self.0.tasks.close();
@@ -339,7 +339,7 @@ impl Shared {
         self.tasks.spawn(async move { shared.stop.run_until_cancelled(task).await });
     }
 
-    /// Changes the state, starts the attempts that it allows after that, and sets the timer earlier if need be.
+    /// Changes the state, starts the attempts that it then allows, and sets the timer earlier if needed.
     fn change<T>(self: &Arc<Self>, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let now = Instant::now();
         let mut driven = self.driven();
@@ -360,7 +360,7 @@ impl Shared {
         outcome
     }
 
-    /// Does what only time brings: ends what was held for too long, and starts attempts whose backoff or pause is over.
+    /// Runs the timer: ends events that were held for too long, and starts attempts whose backoff or pause is over.
     async fn keep_time(self: Arc<Self>) {
         loop {
             self.change(|state, now| state.expire(now)).into_iter().for_each(|ended| self.announce(ended));
@@ -378,7 +378,7 @@ impl Shared {
         }
     }
 
-    /// Makes an attempt, and then others for as long as there is one to make.
+    /// Makes an attempt, and then further ones while there are any to make.
     async fn attempt(self: Arc<Self>, mut job: Job) {
         loop {
             let start = Instant::now();
@@ -412,12 +412,12 @@ impl Shared {
         }
     }
 
-    /// Counts a re-send, and apart one whose id is that of another event.
+    /// Counts a re-send, by whether it has the same bytes as the event it joins.
     fn joined(&self, identity: &Identity) {
         self.metrics.joined(self.driven().state.has_same_bytes(identity));
     }
 
-    /// Tells everybody concerned how an event has ended.
+    /// Counts and logs how an event ended, and wakes those who wait for it.
     fn announce(&self, ended: Ended) {
         let (message, outcome) = (&ended.message, ended.outcome);
         let counted = match outcome {

@@ -1,4 +1,4 @@
-//! The credential that Variance asks for, and where a newer one may be found.
+//! The credential that Variance asks for, and the file that may have a newer one.
 
 use std::{io, path::PathBuf, sync::Mutex};
 
@@ -10,23 +10,23 @@ use tokio::time::Instant;
 
 use crate::{repeated::Repeated, secret};
 
-/// The value of the `Authorization` header, and where to look for a newer one.
+/// The value of the `Authorization` header, and the file that may have a newer one.
 #[derive(Clone, Debug)]
 pub struct Authorization {
     /// The whole header value, marked sensitive.
     pub value: HeaderValue,
-    /// The file that it was read from.
+    /// The file that the value was read from.
     pub file: Option<PathBuf>,
 }
 
 impl Authorization {
-    /// What is pasted along with it, and is no part of it.
+    /// Text that is often pasted along with the value and is not part of it.
     pub const PREFIXES: &[&str] = &["Authorization:"];
 
-    /// The header value that a file holds, without white space at its end.
+    /// Reads the header value in a file, without white space at its end.
     ///
     /// # Errors
-    /// When the file cannot be read, is empty or holds what no header can carry.
+    /// When the file cannot be read, is empty, or has something that no header can carry.
     pub fn read(file: PathBuf) -> io::Result<Self> {
         let (text, _) = secret::repaired(&secret::read(&file)?, Self::PREFIXES);
         let mut value = HeaderValue::from_str(&text).map_err(|_| {
@@ -40,7 +40,7 @@ impl Authorization {
     }
 }
 
-/// The headers of every attempt, with a credential that is read again once Variance does not take it.
+/// The headers of every attempt, with a credential that is read again once Variance does not accept it.
 #[derive(Debug)]
 pub(super) struct Credential {
     file: Option<PathBuf>,
@@ -55,8 +55,8 @@ struct Current {
     is_in_doubt: bool,
 }
 
-/// Which reading of the file an attempt goes by. What came of it says nothing of a later one: of many attempts that fail
-/// together one alone reads the file.
+/// The number of the reading of the file whose credential an attempt has. Its result says nothing about a later reading, so of
+/// many attempts that fail together only one reads the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading(u64);
 
@@ -74,7 +74,7 @@ impl Credential {
         Self { file, current: Mutex::new(current), unreadable: Repeated::default() }
     }
 
-    /// The headers of an attempt that begins now.
+    /// Returns the headers of an attempt that begins now.
     pub(super) fn headers(&self) -> (HeaderMap, Reading) {
         let mut current = self.current.lock().expect("no panic while it is held");
         if current.is_in_doubt {
@@ -85,7 +85,7 @@ impl Credential {
         (current.headers.clone(), current.reading)
     }
 
-    /// Notes that Variance did not take the credential of this reading.
+    /// Notes that Variance did not accept the credential of this reading.
     pub(super) fn doubt(&self, reading: Reading) {
         let mut current = self.current.lock().expect("no panic while it is held");
         current.is_in_doubt |= current.reading == reading;

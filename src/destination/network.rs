@@ -1,7 +1,7 @@
-//! The way to Variance's host as the environment describes it: a proxy, and whom to trust.
+//! The way to Variance's host as the environment describes it: the proxy, and the trusted authorities.
 //!
-//! What cannot be used is an error that names the variable. Never does a variable that is wrong lead to a direct connection,
-//! which would carry the credential past the proxy.
+//! A variable that cannot be used is an error that names the variable. It never leads to a direct connection, which would carry
+//! the credential past the proxy.
 
 use std::{
     env,
@@ -23,7 +23,7 @@ use rustls::{
 use rustls_native_certs::{CertificateResult, load_certs_from_paths};
 use url::Url;
 
-/// The bundle of trusted authorities, and the directories with such.
+/// The variables that name the bundle of trusted authorities, and the directories with their certificates.
 const CERT_FILE: &str = "SSL_CERT_FILE";
 const CERT_DIR: &str = "SSL_CERT_DIR";
 
@@ -35,22 +35,22 @@ pub struct Network {
     no_certificate: Arc<NoCertificate>,
 }
 
-/// What is wrong with a variable, or may not do what was meant.
+/// A description of a variable that is wrong, or that may not do what was meant.
 pub type Problem = String;
 
 impl Network {
-    /// The network without a proxy, for `url`; with the system's certificates.
+    /// Returns the network for `url` without a proxy, and with the system's certificates.
     ///
     /// # Errors
-    /// When there are no certificates and the URL needs them.
+    /// When the URL needs certificates and there are none.
     pub fn direct(url: &Url) -> Result<Self, Problem> {
         Self::new(url.scheme() == "https", None, |_| None)
     }
 
-    /// The network that the variables describe, for `url`, and what in them never has an effect.
+    /// Returns the network for `url` that the variables describe, and warnings of entries that never have an effect.
     ///
     /// # Errors
-    /// Every variable that cannot be used, and that the system has no certificates where they are needed.
+    /// When a variable cannot be used, or certificates are needed and there are none. All such problems are returned.
     pub fn from_variables(
         url: &Url,
         variable: impl Fn(&str) -> Option<OsString>,
@@ -83,7 +83,8 @@ impl Network {
     }
 }
 
-/// Notes that a server asks for a client certificate. There is none: many servers then only say that the handshake failed.
+/// A note of whether a server asked for a client certificate. Since there is none, many servers only say that the handshake
+/// failed.
 #[derive(Debug, Default)]
 struct NoCertificate {
     was_asked_for: AtomicBool,
@@ -101,7 +102,7 @@ impl ResolvesClientCert for NoCertificate {
 }
 
 impl Network {
-    /// A client that goes by this network and by no other variable.
+    /// Returns a client that uses this network, whatever the environment says.
     pub fn client(&self, client: ClientBuilder) -> ClientBuilder {
         let client = client.tls_backend_preconfigured(self.tls.clone()).no_proxy();
         match &self.proxy {
@@ -122,7 +123,7 @@ impl fmt::Debug for Network {
     }
 }
 
-/// The proxy for a URL, if one is set, and whether TLS is spoken to it.
+/// Returns the proxy for a URL, if one is set, and true if the proxy speaks TLS.
 fn proxy(
     url: &Url,
     variable: &impl Fn(&str) -> Option<OsString>,
@@ -144,7 +145,7 @@ fn proxy(
     Ok(Some((proxy.no_proxy(NoProxy::from_string(&except)), is_tls)))
 }
 
-/// The first of two spellings that is set. An empty one that hides the other is an error.
+/// Returns the first of two spellings that is set. An empty one that hides the other is an error.
 fn first(
     names: [&'static str; 2],
     variable: &impl Fn(&str) -> Option<OsString>,
@@ -164,7 +165,7 @@ fn first(
     }
 }
 
-/// Says what keeps a value from being a proxy's URL. The value itself may hold a password, and is not shown.
+/// Returns an error if a value is not a proxy's URL. The value may have a password, and is not shown.
 fn check_proxy(name: &str, value: &str) -> Result<(), Problem> {
     const RIGHT: &str = "write it as http://host:port or https://host:port";
     let wrong = |what: &str| Err(format!("{name} {what}: {RIGHT}"));
@@ -194,7 +195,7 @@ fn never_matches(entry: &str) -> bool {
     !(entry.is_empty() || entry == "*" || is_address || is_name(entry))
 }
 
-/// Those whose signature makes a certificate trusted.
+/// Returns the authorities whose signature makes a certificate trusted.
 fn authorities(variable: impl Fn(&str) -> Option<OsString>) -> Result<RootCertStore, Problem> {
     let given = |name| variable(name).filter(|value| !value.is_empty());
     let (file, dirs) = (given(CERT_FILE), given(CERT_DIR));
@@ -242,7 +243,7 @@ fn load(file: Option<&Path>, dirs: &[PathBuf]) -> Vec<CertificateDer<'static>> {
         .collect()
 }
 
-/// Returns how many were added.
+/// Adds certificates, and returns the number that could be used.
 fn add(store: &mut RootCertStore, certificates: Vec<CertificateDer<'static>>) -> usize {
     store.add_parsable_certificates(certificates).0
 }

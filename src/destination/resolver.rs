@@ -1,4 +1,4 @@
-//! Look-ups of names: one at a time for each name, whose addresses outlive a later one that fails.
+//! Look-ups of names: one at a time for each name. Its addresses outlive a later look-up that fails.
 
 use std::{
     cell::Cell,
@@ -17,13 +17,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How long addresses count as just looked up. A look-up that takes longer than an attempt serves the attempts after it.
+/// The time for which addresses count as just looked up. A look-up that takes longer than an attempt serves the next attempts.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 
-/// How long a look-up may take before the addresses of an earlier one are used.
+/// The time after which the addresses of an earlier look-up are used instead.
 const EARLIER_AFTER: Duration = Duration::from_secs(1);
 
-/// The name has no address, or nobody could say.
+/// The error of a name that has no address, or whose address could not be looked up.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the look-up of the name failed")]
 pub(super) struct LookUpFailed(#[source] Arc<io::Error>);
@@ -31,7 +31,7 @@ pub(super) struct LookUpFailed(#[source] Arc<io::Error>);
 type Addresses = Arc<[SocketAddr]>;
 type Answer = Result<Addresses, LookUpFailed>;
 
-/// Asks for the addresses of a name.
+/// A function that looks up the addresses of a name.
 type Ask = dyn Fn(String) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>> + Send + Sync;
 
 /// The look-ups of all names.
@@ -41,7 +41,7 @@ pub(super) struct Resolver {
     known: Arc<Mutex<HashMap<String, Known>>>,
 }
 
-/// What is known of a name.
+/// The look-up of a name, and its earlier addresses.
 #[derive(Debug, Default)]
 struct Known {
     addresses: Option<(Instant, Addresses)>,
@@ -52,14 +52,14 @@ tokio::task_local! {
     static WAIT: Cell<Wait>;
 }
 
-/// How long an attempt has waited for a look-up.
+/// The time that an attempt has waited for a look-up.
 #[derive(Clone, Copy)]
 enum Wait {
     Over(Duration),
     Since(Instant),
 }
 
-/// Awaits `attempt`, and returns how long it waited for look-ups beside what came of it.
+/// Awaits `attempt`, and returns its result with the time that it waited for look-ups.
 pub(super) async fn timed<T>(attempt: impl Future<Output = T>) -> (T, Duration) {
     let timed = async {
         let result = attempt.await;
@@ -73,7 +73,7 @@ pub(super) async fn timed<T>(attempt: impl Future<Output = T>) -> (T, Duration) 
 }
 
 impl Default for Resolver {
-    /// Asks the system.
+    /// Creates a resolver that asks the system.
     fn default() -> Self {
         Self::asking(|name| Box::pin(async move { Ok(lookup_host((name, 0)).await?.collect()) }))
     }
@@ -111,7 +111,7 @@ impl Resolver {
         }
     }
 
-    /// Begins a look-up, which goes on even if nobody waits for it any more.
+    /// Begins a look-up, which goes on even if nobody waits for it any longer.
     fn begin(&self, name: String) -> Arc<SetOnce<Answer>> {
         let (resolver, under_way) = (self.clone(), Arc::new(SetOnce::new()));
         let answer = Arc::clone(&under_way);

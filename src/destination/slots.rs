@@ -1,5 +1,5 @@
-//! One client for each connection, since a client of reqwest tells nothing of its connections and closes none: to close one,
-//! its client is dropped.
+//! One client for each connection. A client of reqwest says nothing about its connections and closes none, so to close one, its
+//! client is dropped.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{USER_AGENT, network::Network, resolver::Resolver};
 
-/// How long an idle connection is kept: less than servers usually do (Node 5 s), so that we are the first to close it.
+/// The longest that an idle connection is kept. Servers usually keep one for longer (Node 5 s), so they rarely close it first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The most headers of a reply that are read.
@@ -30,7 +30,7 @@ struct Shared {
     kept_for: Duration,
 }
 
-/// A client with one connection at most. Dropped, it closes that.
+/// A client with at most one connection, which is closed on drop.
 pub(super) struct Slot {
     pub(super) client: Client,
     ends: Instant,
@@ -38,19 +38,19 @@ pub(super) struct Slot {
 }
 
 impl Slots {
-    /// Clients that connect by way of `network` within `connect_timeout`, and use a connection for between half of `kept_for` and
-    /// all of it.
+    /// Creates slots whose clients connect through `network` within `connect_timeout`, and use a connection for between half of
+    /// `kept_for` and all of it.
     pub(super) fn new(network: Network, connect_timeout: Duration, kept_for: Duration) -> Self {
         let resolver = Arc::default();
         Self(Arc::new(Shared { free: Mutex::default(), network, resolver, connect_timeout, kept_for }))
     }
 
-    /// The network by which the clients connect.
+    /// Returns the network through which the clients connect.
     pub(super) fn network(&self) -> &Network {
         &self.0.network
     }
 
-    /// A client that was used before, or else a new one.
+    /// Returns a client that was used before, or else a new one.
     pub(super) fn take(&self) -> Slot {
         let now = Instant::now();
         let mut free = self.0.free.lock().expect("no panic while it is held");
@@ -63,7 +63,7 @@ impl Slots {
         self.new_slot()
     }
 
-    /// A client without a connection.
+    /// Returns a client without a connection.
     pub(super) fn new_slot(&self) -> Slot {
         let Shared { free: _, network, resolver, connect_timeout, kept_for } = &*self.0;
         // Without the maximum, each request would be copied for a second try that never comes.
@@ -91,7 +91,7 @@ impl Slots {
         }
     }
 
-    /// Gives a client back, whose connection can be used again.
+    /// Returns a client to the slots, whose connection can be used again.
     pub(super) fn give_back(&self, mut slot: Slot) {
         slot.last_used = Some(Instant::now());
         self.0.free.lock().expect("no panic while it is held").push(slot);
@@ -99,7 +99,7 @@ impl Slots {
 }
 
 impl Slot {
-    /// True if its connection may have been idle, and closed by the peer just now.
+    /// True if the connection may have been idle, so that the peer may just have closed it.
     pub(super) fn may_have_been_idle(&self) -> bool {
         self.last_used.is_some_and(|last| last.elapsed() <= IDLE_TIMEOUT)
     }

@@ -1,20 +1,20 @@
-//! A bound that is found out: it falls when it was too much, and grows again.
+//! A bound that is measured: it falls when it was too high, and grows again.
 
-/// What is left of a bound after a cut.
+/// The part that is left of a bound after a cut.
 const LEFT: f64 = 0.8;
 
-/// Seconds that a bound takes to come back to what was too much, if it had not been known.
+/// The seconds that a bound takes to return to a value that was too high for the first time.
 const BACK: f64 = 4.0;
 
-/// A bound that grows fast far from what was too much, and slowly near it.
+/// A bound that grows fast far from the value that was too high, and slowly near it.
 #[derive(Debug)]
 pub(super) struct Bound {
     value: f64,
-    /// What was too much, once that is known.
+    /// The value that was too high, once that is known.
     mark: Option<f64>,
-    /// Seconds until it has come back to the mark; negative once it is beyond.
+    /// The seconds until the bound has returned to the mark; negative once it is beyond.
     until: f64,
-    /// How long that takes after a cut, and how long at most.
+    /// The seconds that the return takes after a cut, and the most that it may take.
     back: f64,
     longest_back: f64,
 }
@@ -28,18 +28,18 @@ impl Bound {
         self.value
     }
 
-    /// Whether it has ever been too much.
+    /// True if the bound has ever been too high.
     pub(super) fn is_known(&self) -> bool {
         self.mark.is_some()
     }
 
-    /// Sets it for a while: the next growth takes up where the one before ended.
+    /// Sets the bound for a while: the next growth continues where the one before ended.
     pub(super) fn set(&mut self, value: f64) {
         self.value = value;
     }
 
-    /// Lets it grow for so many seconds. The curve is CUBIC's (RFC 9438, section 4.2), of the logarithm: it has the same
-    /// form for few and for many.
+    /// Lets the bound grow for `seconds`, along CUBIC's curve (RFC 9438, section 4.2) on a logarithmic scale, where it has the
+    /// same form for small and for large values.
     pub(super) fn grow(&mut self, seconds: f64) {
         if let Some(mark) = self.mark {
             self.until -= seconds;
@@ -47,7 +47,7 @@ impl Bound {
         }
     }
 
-    /// Cuts it, because `mark` was too much. The more often that is confirmed, the longer the way back.
+    /// Cuts the bound, because `mark` was too high. Each confirmation of the same mark doubles the time to return to it.
     pub(super) fn cut(&mut self, mark: f64) {
         let is_confirmed = self.mark.is_some_and(|known| (LEFT..1.0 / LEFT).contains(&(mark / known)));
         self.back = if is_confirmed { (2.0 * self.back).min(self.longest_back) } else { BACK.min(self.longest_back) };
@@ -55,7 +55,7 @@ impl Bound {
         self.grow(0.0);
     }
 
-    /// Sets it to what is just enough, so that it grows slowly from there.
+    /// Sets the bound to a value that is just enough, from which it grows slowly.
     pub(super) fn settle(&mut self, mark: f64) {
         (self.mark, self.until) = (Some(mark), 0.0);
         self.grow(0.0);

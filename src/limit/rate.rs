@@ -1,4 +1,4 @@
-//! How many attempts may begin in a second, once Variance has said that there is a limit.
+//! The rate at which attempts may begin, once Variance has said that there is a limit.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use tokio::time::Instant;
 
 use super::bound::Bound;
 
-/// How long it may take to come back to a rate that was too much: a few rejected attempts in that time are few enough.
+/// The longest time to return to a rate that was too high, in seconds: a few rejected attempts in that time are few enough.
 const LONGEST_BACK: f64 = 16.0;
 
-/// A 429 asks for a pause of the first length, and each further one without an answer in between for twice as long.
+/// The shortest and the longest pause after a 429. Each further 429 without an answer in between doubles the pause.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
-/// How much a timer may be late without loss.
+/// The most that a timer may be late without lowering the rate.
 const LATE: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub(super) struct Rate {
-    /// Attempts a second; infinite for as long as none was too much.
+    /// Attempts a second; infinite until Variance has said that there were too many.
     bound: Bound,
-    /// When the next attempt may begin.
+    /// The time at which the next attempt may begin.
     next: Instant,
-    /// When the last pause began, and how long the next will be.
+    /// The beginning of the last pause, and the length of the next.
     paused: Instant,
     pause: Duration,
-    /// Answers in each tenth of the last second, the present tenth first, and how much of that is over.
+    /// The answers in each tenth of the last second, the present tenth first, and the seconds of it that are over.
     taken: [f64; 10],
     tenth: f64,
     /// Seconds since the last cut, or since the start.
@@ -48,7 +48,7 @@ impl Rate {
         }
     }
 
-    /// Lets time pass in which Variance was asked.
+    /// Lets time pass in which there were attempts.
     pub(super) fn pass(&mut self, seconds: f64) {
         self.bound.grow(seconds);
         self.elapse(seconds);
@@ -69,7 +69,7 @@ impl Rate {
         self.pause = PAUSES.0;
     }
 
-    /// Notes a 429 to an attempt that `began` then. A pause that Variance asks for is time in which it takes nothing.
+    /// Notes a 429 to an attempt that `began` then. The time of a pause that Variance `asked` for counts as one without answers.
     pub(super) fn too_many(&mut self, began: Instant, asked: Option<Duration>, now: Instant) {
         if began < self.paused {
             return;
@@ -85,7 +85,7 @@ impl Rate {
         self.elapse(asked.unwrap_or_default().as_secs_f64());
     }
 
-    /// Cuts it to less than what was taken in the last second, but not below `least`.
+    /// Cuts the rate to less than the answers of the last second, but not below `least`.
     pub(super) fn cut(&mut self, least: f64) {
         let taken: f64 = self.taken.iter().sum();
         self.bound.cut(self.bound.value().min(taken / self.since.clamp(0.001, 0.9 + self.tenth)).max(least));

@@ -1,4 +1,4 @@
-//! What is known of Variance, and what the log was told of it.
+//! Variance's state, and the pacing of the log lines about it.
 
 use std::{
     mem,
@@ -13,64 +13,64 @@ use crate::{
     metrics::StateLabel,
 };
 
-/// How many refusals in a row are believed.
+/// The most refusals in a row that are believed.
 const REFUSALS_BELIEVED: u32 = 20;
 
 /// The most reasons of one outage that get a line as soon as they appear. Any others wait for the next regular line.
 const MAX_REASONS: usize = 16;
 
-/// Variance's state, and since when.
+/// Variance's state, as the results of attempts show it.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// How it is.
+    /// The state.
     pub state: StateLabel,
-    /// When that began.
+    /// The time at which the state began.
     pub since: SystemTime,
-    /// What is wrong, while something is.
+    /// The fault of the last attempt that failed, in the states `failing` and `paused`.
     pub reason: Option<Fault>,
-    /// How many different events were refused while refusals were in doubt, since the last acceptance.
+    /// The number of different events that were refused while refusals were in doubt, since the last acceptance.
     pub doubted: usize,
     last_success: Option<Instant>,
-    /// How many events were accepted.
+    /// The number of events that were accepted.
     pub(super) accepted: u64,
     refused_in_a_row: u32,
     /// The last refusal that was not believed, until the next acceptance.
     doubt: Option<StatusCode>,
-    /// When the outage began that is going on.
+    /// The time at which the present outage began.
     outage: Option<Instant>,
     outage_ended: Option<Instant>,
     told: Told,
 }
 
-/// What the log was told, and when.
+/// The lines about Variance that the log has, and their times.
 #[derive(Clone, Debug, Default)]
 struct Told {
-    /// It was told of an outage that began then, and not yet of its end.
+    /// The beginning of the outage that the log has a line about, until it has one about the end.
     outage: Option<Instant>,
-    /// The different reasons that its lines gave.
+    /// The different reasons that the lines about this outage gave.
     reasons: Vec<Fault>,
     at: Option<Instant>,
     doubt: bool,
     doubt_at: Option<Instant>,
 }
 
-/// How often the log is told of outages.
+/// The least time between log lines about outages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogPacing {
-    /// Between two lines about the beginning, the end or a new reason of outages, at least.
+    /// The least time before a line about the beginning, the end or a new reason of an outage.
     pub change: Duration,
-    /// Between two lines while an outage lasts.
+    /// The time between two lines while an outage lasts with the same reason.
     pub lasting: Duration,
 }
 
-/// What operators want to know.
+/// Something that the log is to say about Variance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// Posting is paused.
+    /// Variance cannot take events.
     Paused(Fault),
-    /// Posting is still paused, after so long, or has another reason now.
+    /// Variance still cannot take events after this time, or for another reason than before.
     StillPaused(Fault, Duration),
-    /// It goes on after a pause of that long.
+    /// Variance takes events again after an outage of this length.
     Resumed(Duration),
     /// Refusals with this status are not believed.
     RefusesAll(StatusCode),
@@ -95,12 +95,12 @@ impl Default for Health {
 }
 
 impl Health {
-    /// When Variance took an event last.
+    /// Returns the time at which Variance last accepted an event.
     pub fn last_success(&self) -> Option<SystemTime> {
         self.last_success.and_then(|last| SystemTime::now().checked_sub(last.elapsed()))
     }
 
-    /// What an answer says. A refusal is believed only from a destination that takes other events; else it is a fault.
+    /// Returns the result to act on: a refusal is a fault unless the destination accepts other events.
     pub(super) fn believe(&mut self, result: AttemptResult) -> AttemptResult {
         let AttemptResult::Refused(status) = result else { return result };
         self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
@@ -142,7 +142,7 @@ impl Health {
         (self.state, self.since, self.reason) = (state, SystemTime::now(), reason);
     }
 
-    /// What the log is to be told now, if anything is.
+    /// Returns the next line for the log, if one is due.
     pub(super) fn news(&mut self, pacing: LogPacing, now: Instant) -> Option<News> {
         if self.news_due(pacing, now).is_none_or(|due| due > now) {
             return None;
@@ -172,7 +172,7 @@ impl Health {
         }
     }
 
-    /// When the log is to be told something, if nothing else happens.
+    /// Returns the time at which the next line for the log is due, if nothing else happens.
     pub(super) fn news_due(&self, pacing: LogPacing, now: Instant) -> Option<Instant> {
         let told = &self.told;
         if self.outage.is_none() && told.outage.is_none() && self.doubt.is_none() {

@@ -1,8 +1,8 @@
-//! Which event is next: two lanes, and turns among requests.
+//! The order of events: two lanes, and turns among requests.
 //!
-//! *Live* are events that somebody waits for and that have not failed; *backlog* are all others. Live goes first, so that a
-//! webhook does not wait behind what is held, but of four attempts in a row the backlog gets one, so that it drains too. In
-//! the live lane the requests take turns, so that one of 10,000 events does not stand before one of one.
+//! *Live* events are those that a sender waits for and that have not failed; the *backlog* has all others. Live events go first,
+//! so that a webhook does not wait behind held events, but of four attempts in a row the backlog gets one, so that it drains
+//! too. In the live lane the requests take turns, so that a request of 10,000 events does not delay a request of one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,29 +10,29 @@ use tokio::time::Instant;
 
 use super::memory::Number;
 
-/// How many attempts in a row the live lane gets while something in the backlog is due.
+/// The most attempts in a row that the live lane gets while an event of the backlog is due.
 const LIVE_IN_A_ROW: u32 = 3;
 
-/// A sender's request, from [`Outbox::request`](super::Outbox::request): its events take turns with those of others.
+/// The id of a sender's request, from [`Outbox::request`](super::Outbox::request).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub(super) u64);
 
-/// Where an event stands. No other event stands there.
+/// The place of one event in the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Live(RequestId, Turn),
-    /// From when on it may be attempted.
+    /// The event may be attempted from this time on.
     Backlog(Instant),
 }
 
-/// A round among the requests. Each has one event in it.
+/// The number of a round among the requests, in which each has one event.
 type Turn = u64;
 
 /// The events that are not in flight.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     live: BTreeSet<(Turn, Number)>,
-    /// How many live events a request has, and the turn of its last one.
+    /// The number of live events of each request, and the turn of its last one.
     requests: BTreeMap<RequestId, (usize, Turn)>,
     turn: Turn,
     live_in_a_row: u32,
@@ -40,7 +40,7 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// Puts an event at the end of its request's.
+    /// Adds an event after the others of its request.
     pub(super) fn add_live(&mut self, request: RequestId, number: Number) -> Place {
         let (count, last) = self.requests.entry(request).or_default();
         *count += 1;
@@ -49,7 +49,7 @@ impl Lanes {
         Place::Live(request, *last)
     }
 
-    /// Puts an event among those that may be attempted from `due` on.
+    /// Adds an event to the backlog, to be attempted from `due` on.
     pub(super) fn add_backlog(&mut self, due: Instant, number: Number) -> Place {
         self.backlog.insert((due, number));
         Place::Backlog(due)
@@ -69,7 +69,7 @@ impl Lanes {
         }
     }
 
-    /// The event that is next. It stays until it is removed.
+    /// Returns the next event, which stays until it is removed.
     pub(super) fn next(&self, now: Instant) -> Option<Number> {
         let live = self.first_live();
         let backlog = self.backlog.first().filter(|(due, _)| *due <= now).map(|(_, number)| *number);
@@ -91,13 +91,13 @@ impl Lanes {
         }
     }
 
-    /// How many events there are.
+    /// Returns the number of events in both lanes.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.live.len() + self.backlog.len()
     }
 
-    /// When the first may be attempted. Live events can be at once.
+    /// Returns the time at which the first event of the backlog may be attempted. Live events may be at once.
     pub(super) fn due(&self) -> Option<Instant> {
         self.backlog.first().map(|(due, _)| *due)
     }

@@ -1,16 +1,16 @@
-//! Events that Variance will not get, gathered so that each is named in the log without flooding it.
+//! The log lines about lost events, which name every event without flooding the log.
 
 use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use tokio::time::Instant;
 
-/// How many events a line names.
+/// The most events that a line names.
 const PER_LINE: usize = 100;
 
-/// How long a line may wait for more.
+/// The longest that a line waits for further events.
 const LINE_DELAY: Duration = Duration::from_secs(1);
 
-/// Events whose line is not written yet, by reason.
+/// Lost events whose line is not written yet, by reason.
 #[derive(Debug, Default)]
 pub(super) struct LossLog {
     by_reason: BTreeMap<String, Vec<String>>,
@@ -18,7 +18,7 @@ pub(super) struct LossLog {
 }
 
 impl LossLog {
-    /// Notes an event. True if it is the first since the last line.
+    /// Adds an event. Returns true if it is the first since the last line.
     pub(super) fn note(&mut self, id: &str, reason: &dyn Display, now: Instant) -> bool {
         let is_first = self.since.is_none();
         self.since.get_or_insert(now);
@@ -31,7 +31,7 @@ impl LossLog {
         is_first
     }
 
-    /// Writes the lines if they are due. Returns when they will be, if there are any.
+    /// Writes the lines if they are due. Otherwise returns the time at which they will be, if there are any.
     pub(super) fn flush_if_due(&mut self, now: Instant) -> Option<Instant> {
         let due = self.since? + LINE_DELAY;
         if due > now {
@@ -41,7 +41,7 @@ impl LossLog {
         None
     }
 
-    /// Writes the lines.
+    /// Writes all lines now.
     pub(super) fn flush(&mut self) {
         self.since = None;
         for (reason, ids) in std::mem::take(&mut self.by_reason) {

@@ -1,4 +1,4 @@
-//! Which events are known: those under way, and for a while those that have ended.
+//! The events that are known: those under way, and for a while those that have ended.
 
 use std::{
     collections::HashMap,
@@ -13,20 +13,21 @@ use tokio::time::Instant;
 
 use super::{Outcome, Refusal};
 
-/// How many final outcomes a generation remembers, and for how long it takes them. Two generations are kept, so an
-/// outcome is remembered for at least this long, unless as many others end meanwhile.
+/// The most final outcomes of a generation, and its length. Two generations are kept, so an outcome is remembered for at
+/// least this length, unless as many other events end meanwhile.
 const GENERATION: (usize, Duration) = (100_000, Duration::from_secs(60 * 60));
 
-/// An event's number in the order of arrival. No other event ever has it.
+/// The unique number of an event, in the order of arrival.
 pub(super) type Number = u64;
 
-/// What makes two events the same: uuid, name and `distinct_id`, as a keyed hash of 128 bits.
+/// The identity of an event: a keyed hash of 128 bits over its uuid, name and `distinct_id`.
 ///
-/// That is PostHog's own rule, less the day. The key is this process's own, so that nobody can make two events collide.
+/// PostHog deduplicates by the same fields and the day. The key is random for each process, so that no sender can make two
+/// events collide.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity {
     hash: [u32; 4],
-    /// A checksum of the event's bytes, which is no part of what makes two the same: it tells ids that are used again.
+    /// A checksum of the event's bytes, which does not count for equality. It shows ids that are used for another event.
     checksum: u32,
 }
 
@@ -39,7 +40,7 @@ impl PartialEq for Identity {
 impl Eq for Identity {}
 
 impl std::hash::Hash for Identity {
-    /// Half of it will do, because it is a hash already.
+    /// Half of the bits suffice, because they are a hash already.
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(u64::from(self.hash[0]) << 32 | u64::from(self.hash[1]));
     }
@@ -50,14 +51,14 @@ impl std::hash::Hash for Identity {
 pub(super) struct IdentityKey([u64; 2]);
 
 impl IdentityKey {
-    /// A key that nobody knows.
+    /// Draws a random key.
     pub(super) fn random() -> Self {
         let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
         let (more_high, more_low) = uuid::Uuid::new_v4().as_u64_pair();
         Self([high ^ more_low, low ^ more_high])
     }
 
-    /// The identity that these parts make, each of them whole, of an event of these bytes.
+    /// Returns the identity of an event of these parts and bytes. Each part counts by itself, wherever the others end.
     pub(super) fn identity(&self, parts: [&[u8]; 3], event: &[u8]) -> Identity {
         let mut hasher = SipHasher13::new_with_keys(self.0[0], self.0[1]);
         for part in parts {
@@ -70,36 +71,37 @@ impl IdentityKey {
     }
 }
 
-/// What is known of an identity.
+/// The state of an event that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// It is under way, and has this number.
+    /// The event is under way with this number.
     UnderWay(Number),
-    /// It has ended so.
+    /// The event has ended with this outcome.
     Final(Outcome),
 }
 
-/// All identities that are known.
+/// The identities of all events that are known.
 ///
-/// What ran out of time is not known, because sending it again may help. Final outcomes take less than 8 MiB, reserved at once: growing would copy them while everybody waits, and what is not
-/// used takes no memory. What those under way take is part of the cost of an entry.
+/// An event that was abandoned is not known, because sending it again may help. Final outcomes take less than 8 MiB, which are
+/// reserved at once: growing would copy them while everybody waits, and unused pages take no memory. The memory for events under
+/// way is part of the cost of an entry.
 #[derive(Debug)]
 pub(super) struct Memory {
     under_way: Table<Number>,
-    /// What has ended since `since`.
+    /// The events that have ended since `since`.
     recent: Table<Remembered>,
-    /// What ended in the generation before.
+    /// The events that ended in the generation before.
     former: Table<Remembered>,
     since: Instant,
     start: Instant,
     refusals_known_for: Duration,
 }
 
-/// How an event has ended.
+/// A final outcome.
 #[derive(Clone, Copy, Debug)]
 enum Remembered {
     Accepted,
-    /// With this status, so many seconds after the start.
+    /// The status, and the seconds from the start to the refusal.
     Refused(StatusCode, u32),
 }
 
@@ -132,7 +134,7 @@ impl Memory {
         }
     }
 
-    /// Whether what is known of an identity is of an event of the same bytes.
+    /// True if the known event of an identity has the same bytes.
     pub(super) fn has_same_bytes(&self, identity: &Identity) -> bool {
         let under_way = self.under_way.get_key_value(identity).map(|(known, _)| known);
         let ended = || [&self.recent, &self.former].into_iter().find_map(|table| table.get_key_value(identity));
@@ -144,7 +146,7 @@ impl Memory {
         self.under_way.insert(identity, number);
     }
 
-    /// Remembers how an event ended, if that is final.
+    /// Ends an event, and remembers the outcome if it is final.
     pub(super) fn end(&mut self, identity: Identity, outcome: Outcome, now: Instant) {
         self.under_way.remove(&identity);
         let remembered = match outcome {
@@ -156,7 +158,7 @@ impl Memory {
         self.recent.insert(identity, remembered);
     }
 
-    /// Forgets what was refused.
+    /// Forgets all refusals.
     pub(super) fn forget_refusals(&mut self) {
         for table in [&mut self.recent, &mut self.former] {
             table.retain(|_, remembered| matches!(remembered, Remembered::Accepted));
@@ -186,7 +188,7 @@ impl Memory {
     }
 }
 
-/// An identity is a hash already.
+/// A hasher that passes on an identity, which is a hash already.
 #[derive(Debug, Default)]
 struct IdentityHasher(u64);
 

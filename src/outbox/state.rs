@@ -1,20 +1,20 @@
-//! The outbox's state and its rules, without a clock, a task or a socket: every call says what time it is.
+//! The outbox's state and its rules, without a clock, a task or a socket: every call passes in the time.
 //!
-//! One call changes it. Then the caller takes the attempts that this allows, with [`State::next_job`] until there are no more,
-//! and the news for the log, and [`State::due`] says when to call [`State::expire`] next. The rules:
+//! One call changes the state. The caller then takes the attempts that it allows, with [`State::next_job`] until there are no
+//! more, and the lines for the log, and reads from [`State::due`] when to call [`State::expire`] next. The rules:
 //!
 //! 1. Events that somebody waits for go first, requests take turns, and the backlog gets its share: [`Lanes`].
 //! 2. No more attempts are under way than Variance keeps up with.
-//! 3. An event that fails while others are accepted is a *suspect*: its faults say nothing of Variance. They count neither for the
-//!    breaker nor for the limit, and what it is asked to wait, it waits alone; so does any event whose 503 says
-//!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` binds all. It cuts the
-//!    rate if the 429 before was another event's.
-//! 4. Nothing is attempted in a pause: [`Breaker`]. Its probe is a live event if there is one, else the newest and the oldest
-//!    in turn; a suspect only if nothing else is held.
-//! 5. An event whose time is over is refused if it failed three times, each followed by another's acceptance before its next
-//!    attempt; else it is abandoned. Failing with a 429 does not count.
-//! 6. A refusal is believed only from a destination that takes other events: [`Health::believe`].
-//! 7. Once it is to stop, everything is attempted at once, and what fails again every second.
+//! 3. An event that fails while others are accepted is a *suspect*: its faults say nothing about Variance. They count neither for
+//!    the breaker nor for the limit, and a `Retry-After` delays the suspect alone. The same holds for any event whose 503 has a
+//!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` delays all events. A 429
+//!    cuts the rate if the 429 before was for another event.
+//! 4. No event is attempted in a pause: [`Breaker`]. The probe is a live event if there is one, else the newest and the oldest
+//!    in turn, and a suspect only if nothing else is held.
+//! 5. An event whose time is over is refused if at least three of its failures were each followed by another event's acceptance
+//!    before its own next attempt; else it is abandoned. Failures with a 429 do not count.
+//! 6. A refusal is believed only from a destination that accepts other events: [`Health::believe`].
+//! 7. On a stop, every event is attempted at once, and again every second if it fails.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -36,11 +36,11 @@ use crate::{
     variance::Message,
 };
 
-/// What an entry takes beside its message: itself, its places in the tables of identities, of entries and of the lanes, its
-/// outcome, who waits for it, and what allocators add. Held to the truth by a test that fills the outbox.
+/// The memory that an entry takes beside its message: the entry itself, its places in the tables of identities, entries and
+/// lanes, its outcome and those who wait for it, with the allocator's overhead. A test that fills the outbox checks the figure.
 const ENTRY_COST: usize = 640;
 
-/// How many failures that others' acceptances followed make an event's own fault of it.
+/// The number of failures, each followed by another event's acceptance, after which an event is refused.
 const FAILURES_TO_REFUSE: u32 = 3;
 
 /// The wait between the attempts of an event once the outbox is to stop.
@@ -49,21 +49,21 @@ const STOPPING: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_se
 #[derive(Debug)]
 pub(super) struct State {
     settings: OutboxSettings,
-    /// In the order of their arrival.
+    /// The held events, in the order of arrival.
     entries: BTreeMap<Number, Entry>,
-    /// Those that are not in flight.
+    /// The events that are not in flight.
     lanes: Lanes,
     memory: Memory,
     held_bytes: usize,
     last_number: Number,
     limit: Limit,
-    /// When an attempt may begin that only the rate holds back.
+    /// The time at which an attempt may begin that only the rate holds back.
     paced_until: Option<Instant>,
     /// The event that had the last 429.
     last_limited: Option<Number>,
     suspects: usize,
     breaker: Breaker,
-    /// The last probe that was no live event was the newest one.
+    /// True if the last probe that was not a live event was the newest event.
     was_newest: bool,
     is_stopping: bool,
     pub(super) health: Health,
@@ -75,14 +75,14 @@ struct Entry {
     identity: Identity,
     message: Message,
     arrived: Instant,
-    /// Nowhere while it is in flight.
+    /// The place in the lanes; `None` while the event is in flight.
     place: Option<Place>,
     outcome: Arc<SetOnce<Outcome>>,
     failures: u32,
     last_fault: Option<Fault>,
-    /// How many events had been accepted when it failed first, other than with a 429.
+    /// The number of events accepted before the first failure of this one, other than with a 429.
     first_failed_at: Option<u64>,
-    /// The same of its last such failure, until its next attempt.
+    /// The same before the last such failure, until the next attempt.
     failed_at: Option<u64>,
     /// See [`Entry::followed_by`].
     followed: u32,
@@ -99,18 +99,18 @@ pub(super) struct Job {
     pub(super) message: Message,
 }
 
-/// What came of an attempt.
+/// The consequences of an attempt.
 #[derive(Debug)]
 pub(super) struct Finished {
     /// The event, if it has ended.
     pub(super) ended: Option<Ended>,
-    /// What Variance did wrong, if it did.
+    /// The fault, if the attempt failed.
     pub(super) fault: Option<Fault>,
-    /// The breaker was closed, and is open now.
+    /// True if this has opened the breaker.
     pub(super) has_opened: bool,
 }
 
-/// An event that has ended. Those who wait for it are told by [`Ended::tell`].
+/// An event that has ended. [`Ended::tell`] wakes those who wait for it.
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) message: Message,
@@ -127,19 +127,19 @@ impl Ended {
 }
 
 impl Entry {
-    /// Whether somebody waits for it.
+    /// True if a sender waits for the event.
     fn is_awaited(&self) -> bool {
         Arc::strong_count(&self.outcome) > 1
     }
 
-    /// Notes that an attempt begins after so many acceptances.
+    /// Notes that an attempt begins, after `accepted` acceptances in all.
     fn begin(&mut self, accepted: u64) {
         self.place = None;
         self.followed = self.followed_by(accepted);
         self.failed_at = None;
     }
 
-    /// Notes a fault after so many acceptances.
+    /// Notes a fault, after `accepted` acceptances in all.
     fn fail(&mut self, fault: Fault, accepted: u64) {
         self.failures = self.failures.saturating_add(1);
         self.last_fault = Some(fault);
@@ -149,13 +149,13 @@ impl Entry {
         }
     }
 
-    /// How many of its failures another event's acceptance has followed before its next attempt.
+    /// Returns the number of failures that were followed by another event's acceptance before the next attempt.
     fn followed_by(&self, accepted: u64) -> u32 {
         self.followed + u32::from(self.failed_at.is_some_and(|at| at < accepted))
     }
 }
 
-/// What is about the rate, and not about the event.
+/// The fault that is about the rate and not about the event.
 const RATE: Fault = Fault::Status(StatusCode::TOO_MANY_REQUESTS);
 
 impl State {
@@ -180,7 +180,7 @@ impl State {
         }
     }
 
-    /// Takes an event in, or joins the one of the same identity.
+    /// Takes in an event, or joins the event of the same identity.
     pub(super) fn hand_over(
         &mut self,
         request: RequestId,
@@ -223,7 +223,7 @@ impl State {
         HandOver::New(Pending(told))
     }
 
-    /// Lets a request wait for an event that is held. That makes it live if it has not failed.
+    /// Lets a request wait for a held event, which becomes live if it has not failed.
     fn join(&mut self, request: RequestId, number: Number) -> Pending {
         let entry = self.entries.get_mut(&number).expect("what is under way is held");
         if entry.failures == 0
@@ -235,7 +235,7 @@ impl State {
         Pending(Arc::clone(&entry.outcome))
     }
 
-    /// The next attempt that may be made now, if there is one. It takes a slot, see [`State::free_slot`].
+    /// Returns the next attempt that may be made now, if there is one. It takes a slot: see [`State::free_slot`].
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
         self.paced_until = None;
         let permit = self.permit(now);
@@ -267,7 +267,7 @@ impl State {
         if self.is_stopping { Permit::All } else { self.breaker.permit(now) }
     }
 
-    /// Moves an event to the backlog if it is live, but nobody waits for it any more. True if so.
+    /// Moves a live event to the backlog if no sender waits for it any longer. Returns true if it was moved.
     fn leaves_live(&mut self, number: Number) -> bool {
         let entry = self.entries.get_mut(&number).expect("what has a place is held");
         let Some(place @ Place::Live(..)) = entry.place.filter(|_| !entry.is_awaited()) else { return false };
@@ -290,7 +290,7 @@ impl State {
         probe.map(|(number, _)| *number)
     }
 
-    /// Notes what came of an attempt.
+    /// Applies the result of an attempt.
     pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> Finished {
         let outcome = match self.health.believe(result) {
             AttemptResult::Accepted => {
@@ -360,7 +360,7 @@ impl State {
         self.next_job(now)
     }
 
-    /// Ends what has been held for too long. What is in flight ends when its attempt does.
+    /// Ends the events that have been held for too long. An event in flight ends with its attempt.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Ended> {
         let over = self.entries.iter().take_while(|(_, entry)| self.is_over(entry, now));
         let over = over.filter(|(_, entry)| entry.place.is_some());
@@ -372,7 +372,7 @@ impl State {
         now.duration_since(entry.arrived) >= self.settings.retry_for
     }
 
-    /// How an event that is not in flight ends, if its time is over.
+    /// Returns the outcome of an event that is not in flight, if its time is over.
     fn gives_up(&self, number: Number, now: Instant) -> Option<Outcome> {
         let entry = &self.entries[&number];
         if !self.is_over(entry, now) {
@@ -389,7 +389,7 @@ impl State {
         }
     }
 
-    /// When to call [`State::expire`] next, if nothing else happens.
+    /// Returns the time at which to call [`State::expire`] next, if nothing else happens.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let next_over = self.entries.values().find(|entry| !self.is_over(entry, now));
         let expiry = next_over.map(|entry| entry.arrived + self.settings.retry_for);
@@ -404,7 +404,7 @@ impl State {
         expiry.into_iter().chain(attempt).chain(self.paced_until).chain(news).min()
     }
 
-    /// Voids the pause and all backoffs, because the process is to stop.
+    /// Ends the pause and all backoffs, because the process is to stop.
     pub(super) fn stop(&mut self, now: Instant) {
         self.is_stopping = true;
         self.breaker.reset();
@@ -416,13 +416,13 @@ impl State {
         }
     }
 
-    /// Ends everything, because the process ends: nobody attempts anything any more.
+    /// Abandons all events, because the process ends.
     pub(super) fn abandon_all(&mut self, now: Instant) -> Vec<Ended> {
         let numbers: Vec<_> = self.entries.keys().copied().collect();
         numbers.into_iter().map(|number| self.end(number, Outcome::Abandoned(None), now)).collect()
     }
 
-    /// What the log is to be told now, if anything is.
+    /// Returns the next line for the log, if one is due.
     pub(super) fn news(&mut self, now: Instant) -> Option<News> {
         self.health.news(self.settings.pacing.log, now)
     }
@@ -431,29 +431,29 @@ impl State {
         (self.entries.len(), self.held_bytes)
     }
 
-    /// How many attempts are under way, and how many may be.
+    /// Returns the number of attempts in flight, and the present limit.
     pub(super) fn in_flight(&self) -> (usize, usize) {
         (self.limit.in_flight(), self.limit.value())
     }
 
-    /// Goes by other settings from now on, but for `max_held`.
+    /// Applies other settings from now on, except for `max_held`.
     pub(super) fn reload(&mut self, settings: &OutboxSettings) {
         self.settings = OutboxSettings { max_held: self.settings.max_held, ..settings.clone() };
         self.limit.set_most(settings.concurrency);
     }
 
-    /// Forgets what only the former destination has said, because it is another one now.
+    /// Forgets the refusals and the pause of the former destination.
     pub(super) fn destination_changed(&mut self) {
         self.memory.forget_refusals();
         self.breaker.reset();
     }
 
-    /// How long an event may be held.
+    /// Returns the longest that an event may be held.
     pub(super) fn retry_for(&self) -> Duration {
         self.settings.retry_for
     }
 
-    /// How many wait for what is held.
+    /// Returns the number of waiters for held events.
     #[cfg(test)]
     pub(super) fn waiters(&self) -> usize {
         self.entries.values().map(|entry| Arc::strong_count(&entry.outcome) - 1).sum()

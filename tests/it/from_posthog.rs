@@ -390,7 +390,7 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     ids.sort();
     assert_eq!(ids, [a, b]);
     assert!(ended.err.contains(&format!("PostHog does not have {unknown}\n")), "{}", ended.err);
-    assert!(ended.err.contains("not an id of PostHog's: x\n"), "{}", ended.err);
+    assert!(ended.err.contains("not the uuid of an event of PostHog: x\n"), "{}", ended.err);
     assert_eq!(
         summary(&ended),
         "2 events read = 2 delivered + 0 filtered + 0 refused + 0 invalid; events not found in PostHog: 2"
@@ -408,7 +408,7 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     for other in ["", "Error: No such container: variance-connector\n"] {
         let ended = program(&variance, &posthog, &["--lost", "-"]).input(other).run().await;
         assert!(ended.code == 1 && ended.out.is_empty(), "{ended:?}");
-        assert!(ended.err.contains("standard input has no line of the connector's log"), "{ended:?}");
+        assert!(ended.err.contains("standard input (--lost) has no line of the connector's log"), "{ended:?}");
     }
     let ended = program(&variance, &posthog, &["--lost", "no/such/log"]).run().await;
     assert!(

@@ -460,21 +460,12 @@ fn posthog_api(reader: &mut Reader) -> Result<PosthogSettings, Reported> {
     });
     let from = "it is the number in the URL of every page of the project";
     let project_id = reader.required(project_id, &POSTHOG_PROJECT_ID.key, from);
-    let from = "create a personal API key with the scope query:read in PostHog's settings, and set it here or name a file \
-                with it in posthog.api_key_file";
-    let api_key = reader.required(api_key, &POSTHOG_API_KEY.key, from).and_then(|(key, _)| {
-        if key.expose().starts_with("phc_") {
-            let name = reader.named(&POSTHOG_API_KEY.key);
-            return Err(reader.problem(format!(
-                "{name} is a project's key (phc_…), which can only send events: create a personal API key (phx_…) with the \
-                 scope query:read in PostHog's settings"
-            )));
-        }
-        Ok(key)
-    });
+    let from = "create a personal API key with the scope query:read in PostHog's settings, or name a file with it in \
+                posthog.api_key_file";
+    let api_key = reader.required(api_key, &POSTHOG_API_KEY.key, from);
     let url = url.and_then(|url| network(reader, url));
-    let (url, network) = url?;
-    Ok(PosthogSettings { url, project_id: project_id?, api_key: api_key?, network })
+    let ((url, network), (api_key, _)) = (url?, api_key?);
+    Ok(PosthogSettings { url, project_id: project_id?, api_key, network })
 }
 
 fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {

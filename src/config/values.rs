@@ -167,7 +167,9 @@ pub(super) fn project_id(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn api_key(text: &str) -> Result<Secret, String> {
-    let is_usable = !text.is_empty() && text.chars().all(|character| character.is_ascii_graphic());
+    let is_usable = !text.is_empty()
+        && !text.starts_with(secret::PROJECT_KEY_START)
+        && text.chars().all(|character| character.is_ascii_graphic());
     is_usable
         .then(|| Secret::new(text))
         .ok_or_else(|| "a personal API key of PostHog without white space, such as `phx_…`".to_owned())

@@ -26,7 +26,7 @@ pub(super) static WEBHOOK_URL: Row<Url> =
 
 pub(super) static WEBHOOK_URL_FILE: Row<PathBuf> =
     Row::new("variance.webhook_url_file", &["VARIANCE_WEBHOOK_URL_FILE"], Kind::Text, values::path)
-        .doc("A file with that URL. It is read again when Variance answers as if the URL were wrong.");
+        .doc("A file with that URL. It is read again when Variance replies as if the URL were wrong.");
 
 pub(super) static AUTHORIZATION: Row<HeaderValue> =
     Row::new("variance.authorization", &["VARIANCE_AUTHORIZATION"], Kind::Text, values::authorization)
@@ -36,7 +36,7 @@ pub(super) static AUTHORIZATION: Row<HeaderValue> =
 
 pub(super) static AUTHORIZATION_FILE: Row<PathBuf> =
     Row::new("variance.authorization_file", &["VARIANCE_AUTHORIZATION_FILE"], Kind::Text, values::path)
-        .doc("A file with that value. It is read again when Variance answers 401 or 403.");
+        .doc("A file with that value. It is read again when Variance replies 401 or 403.");
 
 pub(super) static FORMAT: Row<Format> = Row::new("variance.format", &["VARIANCE_FORMAT"], Kind::Text, values::format)
     .default("variance")

@@ -358,7 +358,7 @@ fn server(reader: &mut Reader, listen: Result<SocketAddr, Reported>) -> Result<S
         let name = reader.named(&SHUTDOWN_GRACE.key);
         let [grace, end] = [settings.shutdown_grace, DOCKER_KILLS].map(humantime::format_duration);
         reader.warn(format!(
-            "{name} is {grace}, but by default Docker kills a container {end} after it asked it to stop: give it more \
+            "{name} is {grace}, but by default Docker kills a container {end} after asking it to stop: give it more \
              time (`--stop-timeout`)"
         ));
     }

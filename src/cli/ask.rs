@@ -67,7 +67,7 @@ impl Service {
                 cause = next;
             }
             anyhow!(
-                "no reply from {} ({cause}): does variance-connector run, and is server.listen right?",
+                "no reply from {} ({cause}): is variance-connector running, and is server.listen right?",
                 self.address
             )
         })

@@ -256,7 +256,7 @@ fn a_grace_that_docker_cuts_short_is_warned_of_in_a_container() {
     assert_eq!(
         Given::new(&[grace, ("container", "oci")]).warnings(),
         ["delivery.shutdown_grace (environment variable CONNECTOR_SHUTDOWN_GRACE) is 11s, but by default \
-          Docker kills a container 10s after it asked it to stop: give it more time (`--stop-timeout`)"]
+          Docker kills a container 10s after asking it to stop: give it more time (`--stop-timeout`)"]
     );
     for elsewhere in [&[grace][..], &[grace, ("container", "oci"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")]] {
         assert_eq!(Given::new(elsewhere).warnings(), [""; 0]);

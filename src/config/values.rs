@@ -100,7 +100,7 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 pub(super) fn authorization(text: &str) -> Result<HeaderValue, String> {
     let value = HeaderValue::from_str(text).ok().filter(|_| !text.trim().is_empty() && !secret::is_half_quoted(text));
     let mut value = value.ok_or_else(|| {
-        "the header's whole value on one line, in ASCII characters and without quotation marks".to_owned()
+        "the header's whole value on one line, in ASCII characters and without quotation marks around it".to_owned()
     })?;
     value.set_sensitive(true);
     Ok(value)

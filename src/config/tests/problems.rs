@@ -125,12 +125,12 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         (
             "VARIANCE_AUTHORIZATION",
             "\"Bearer abc",
-            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be the header's whole value on one line, in ASCII characters and without quotation marks, but it begins with an unmatched quotation mark",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be the header's whole value on one line, in ASCII characters and without quotation marks around it, but it begins with an unmatched quotation mark",
         ),
         (
             "VARIANCE_AUTHORIZATION",
             "two\nlines",
-            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be the header's whole value on one line, in ASCII characters and without quotation marks, but it has more than one line",
+            "variance.authorization (environment variable VARIANCE_AUTHORIZATION) must be the header's whole value on one line, in ASCII characters and without quotation marks around it, but it has more than one line",
         ),
     ] {
         let mut given = Given::new(&[]).without(variable);

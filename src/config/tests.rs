@@ -351,8 +351,8 @@ fn the_way_to_posthogs_api_is_read_alone() {
     assert_eq!(
         read(&[POSTHOG[0], POSTHOG[1], ("POSTHOG_API_KEY", "phc_of-a-project")]).unwrap_err().problems,
         [
-            "posthog.api_key (environment variable POSTHOG_API_KEY) is a project's key (phc_…), which can only send events: make a \
-             personal API key (phx_…) with the scope query:read in PostHog's settings"
+            "posthog.api_key (environment variable POSTHOG_API_KEY) must be a personal API key of PostHog without white space, such \
+             as `phx_…`, but it is the key of a PostHog project (`phc_…`), which can only send events"
         ]
     );
     let plain = read(&[("POSTHOG_URL", "http://posthog.example"), POSTHOG[1], POSTHOG[2]]).unwrap();

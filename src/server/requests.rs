@@ -246,9 +246,10 @@ impl Requests {
         match timeout_at(deadline, self.draining.run_until_cancelled(whole)).await {
             Ok(Some(read)) => read,
             Ok(None) => Err(Reply::draining()),
-            Err(_elapsed) => {
-                Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the body did not arrive in time: send the request again"))
-            }
+            Err(_elapsed) => Err(Reply::error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the body did not arrive in time: send the request again",
+            )),
         }
     }
 

@@ -275,7 +275,7 @@ async fn events_that_posthog_counts_and_does_not_return_are_missing() {
     let ended = program(&variance, &posthog, &DAY).run().await;
     assert_eq!(ended.code, 1, "{ended:?}");
     for says in
-        ["has 1,198 more events by now: reading all of it again\n", "counts 1200 events, but returned 2 of them"]
+        ["has 1,198 more events by now: reading all of it again\n", "counts 1200 events, but returned only 2 of them"]
     {
         assert!(ended.err.contains(says), "{says} in {}", ended.err);
     }
@@ -351,7 +351,11 @@ async fn bad_usage_and_configuration_ask_nothing_and_exit_with_64() {
     }
     for (name, value, says) in [
         ("POSTHOG_API_KEY", "", "posthog.api_key"),
-        ("POSTHOG_API_KEY", "phc_key_of_a_project", "is a project's key (phc_…), which can only send events"),
+        (
+            "POSTHOG_API_KEY",
+            "phc_key_of_a_project",
+            "it is the key of a PostHog project (`phc_…`), which can only send events",
+        ),
         ("POSTHOG_PROJECT_ID", "phc_x", "posthog.project_id"),
         ("POSTHOG_PROJECT_ID", "", "posthog.project_id"),
         ("POSTHOG_URL", "https://eu.i.posthog.com", "https://eu.posthog.com: eu.i.posthog.com only takes events in"),

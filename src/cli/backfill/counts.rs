@@ -111,9 +111,10 @@ impl fmt::Display for Counts {
         let ends = End::ALL.iter().filter(|end| end.is_usual() || self.of(**end) > 0);
         let ends: Vec<_> = ends.map(|end| self.told(*end)).collect();
         write!(f, "{} events read = {}", HumanCount(self.read()), ends.join(" + "))?;
-        for (what, count) in
-            [("inputs that could not be read to the end", &self.unreadable), ("events not found in PostHog", &self.missing)]
-        {
+        for (what, count) in [
+            ("inputs that could not be read to the end", &self.unreadable),
+            ("events not found in PostHog", &self.missing),
+        ] {
             match count.load(Ordering::Relaxed) {
                 0 => {}
                 count => write!(f, "; {what}: {}", HumanCount(count))?,

@@ -68,6 +68,7 @@ const START: usize = 64;
 const LONGEST_BACK: f64 = 5.0;
 
 /// The most that the time between two replies counts for, in seconds, so that a silence does not raise the limits.
+/// A silence that a low rate makes counts whole.
 const LONGEST_GAP: f64 = 0.2;
 
 /// The most answers for each complaint (a 503 or time-out) at which complaints cause a trial.
@@ -261,8 +262,9 @@ impl Limit {
     /// Notes the result of an attempt.
     pub fn reply(&mut self, attempt: Attempt, reply: Reply, now: Instant) {
         let last = self.last_reply.replace(now).unwrap_or(now);
-        let gap = (now - last).as_secs_f64().min(LONGEST_GAP);
-        self.rate.pass(gap);
+        let silence = (now - last).as_secs_f64();
+        let gap = silence.min(LONGEST_GAP);
+        self.rate.pass(silence.min(LONGEST_GAP.max(self.rate.interval())));
         self.deaf -= gap;
         let is_held_back = self.held_back >= Some(attempt.began);
         match reply {

@@ -44,8 +44,13 @@ impl Rate {
     pub(super) fn start(&mut self, now: Instant) {
         if self.bound.is_known() {
             let late = now.checked_sub(LATE).unwrap_or(now);
-            self.next = self.next.max(late) + Duration::from_secs_f64(1.0 / self.bound.value());
+            self.next = self.next.max(late) + Duration::from_secs_f64(self.interval());
         }
+    }
+
+    /// The time between two attempts, in seconds.
+    pub(super) fn interval(&self) -> f64 {
+        1.0 / self.bound.value()
     }
 
     /// Lets time pass in which there were attempts.

@@ -335,6 +335,33 @@ fn complaints_of_attempts_that_began_before_a_429_do_not_cut_again() {
 }
 
 #[test]
+fn a_429_amid_other_faults_is_made_up_for_in_twenty_seconds() {
+    let start = Instant::now();
+    let (mut limit, mut now) = (Limit::new(64, start), start);
+    let mut post = |reply| {
+        now = now.max(limit.next().expect("none is in flight"));
+        let attempt = limit.start(now);
+        now += SECOND / 10;
+        limit.free();
+        limit.reply(attempt, reply, now);
+        (limit.rate.value(), now)
+    };
+    post(Reply::Answered);
+    for _ in 0..8 {
+        post(Reply::Other);
+    }
+    let (rate, cut) = post(Reply::TooMany(None));
+    assert!(rate < 2.0, "so little was answered in a second: {rate}");
+    loop {
+        let (rate, now) = post(Reply::Answered);
+        assert!(now - cut < 20 * SECOND, "{rate} a second");
+        if rate > 300.0 {
+            return;
+        }
+    }
+}
+
+#[test]
 fn without_an_event_that_waits_the_limit_does_not_grow() {
     let mut now = Instant::now();
     let mut limit = Limit::new(256, now);

@@ -21,7 +21,8 @@ async fn what_is_held_takes_no_more_memory_than_max_held_says() {
     for (size, at_once) in [(300, 200), (1 << 20, 1)] {
         let mut variance = Variance::start().await;
         variance.vanish();
-        let (running, address) = Program::serve(&variance).env("CONNECTOR_MAX_HELD", "16MiB").ready().await;
+        let program = Program::serve(&variance).env("CONNECTOR_MAX_HELD", "16MiB");
+        let (running, address) = program.env("CONNECTOR_WEBHOOK_DEADLINE", "200ms").ready().await;
         let client = harness::client();
         let post = async |requests: usize, at_once: usize| {
             let event = |n| {

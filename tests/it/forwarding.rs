@@ -190,8 +190,7 @@ async fn events_of_a_request_are_posted_concurrently_but_never_more_than_the_set
 async fn a_redirect_is_neither_followed_nor_success() {
     let (variance, elsewhere) = (Variance::start().await, Variance::start().await);
     variance.always(Behaviour::StatusWith(302, format!("Location: {}\r\n", elsewhere.url())));
-    let service =
-        Service::start(&variance, |settings| settings.server.webhook_deadline = Duration::from_millis(300)).await;
+    let service = Service::start(&variance, |settings| settings.server.webhook_deadline = Duration::from_secs(2)).await;
     let reply = service.post("/webhook", r#"{"event":"a"}"#).await;
     assert_eq!((reply.status, reply.counts()), (503, [1, 0, 0, 0, 0, 1]));
     assert!(reply.headers.contains_key("retry-after"));

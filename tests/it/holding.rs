@@ -186,7 +186,7 @@ async fn at_rest_what_was_received_is_the_sum_of_its_ends_what_joined_and_what_i
         "held" => Behaviour::Status(500),
         _ => Behaviour::Status(200),
     });
-    let service = impatient(&variance).await;
+    let service = Service::start(&variance, |settings| settings.server.webhook_deadline = Duration::from_secs(2)).await;
     let body = json!([
         {"event": "e", "uuid": "delivered"},
         {"event": "e", "uuid": "delivered"},

@@ -1,14 +1,9 @@
 //! No event is another's hostage, and none is given up before its time. These cases broke earlier versions, and run
 //! with the delays of the real program.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
+use futures_util::future;
 use serde_json::json;
 use tokio::{
     task::JoinSet,
@@ -45,9 +40,9 @@ async fn outcomes(service: &Service, outcome: &str) -> f64 {
 
 #[tokio::test]
 async fn events_that_variance_always_fails_on_delay_no_other() {
-    for poison in
-        [Behaviour::Status(500), Behaviour::Status(403), Behaviour::StatusWith(503, "Retry-After: 30\r\n".to_owned())]
-    {
+    let poisons =
+        [Behaviour::Status(500), Behaviour::Status(403), Behaviour::StatusWith(503, "Retry-After: 30\r\n".to_owned())];
+    future::join_all(poisons.map(|poison| async move {
         let variance = Variance::start().await;
         variance.script(poisoned(poison.clone()));
         let service = real(&variance, Duration::from_millis(2500)).await;
@@ -66,14 +61,15 @@ async fn events_that_variance_always_fails_on_delay_no_other() {
             assert_eq!(status.unwrap(), 503, "{poison:?}");
         }
         assert_eq!(outcomes(&service, "refused").await, 0.0);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
 async fn one_event_that_always_fails_on_a_quiet_system_lets_the_next_one_through_at_once() {
     let variance = Variance::start().await;
     variance.script(poisoned(Behaviour::Status(500)));
-    let service = real(&variance, Duration::from_millis(500)).await;
+    let service = real(&variance, Duration::from_secs(1)).await;
     for n in 0..3 {
         assert_eq!(service.post("/webhook", event("poison")).await.status, 503);
         let healthy = service.post("/webhook", event(&format!("healthy-{n}"))).await;
@@ -167,14 +163,8 @@ async fn nothing_is_posted_before_the_time_that_a_429_asks_for_whatever_else_is_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn webhooks_do_not_wait_behind_batches_or_behind_what_is_held() {
     let variance = Variance::start().await;
-    let is_up = Arc::new(AtomicBool::new(false));
-    let posted = Arc::new(AtomicUsize::new(0));
-    let (up, count) = (Arc::clone(&is_up), Arc::clone(&posted));
-    variance.script(move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        let status = if up.load(Ordering::SeqCst) { 200 } else { 503 };
-        Behaviour::After(Duration::from_millis(20), Box::new(Behaviour::Status(status)))
-    });
+    let slowly = |status| Behaviour::After(Duration::from_millis(20), Box::new(Behaviour::Status(status)));
+    variance.always(slowly(503));
     let service = Service::start(&variance, |settings| {
         settings.outbox.concurrency = 4;
         settings.server.webhook_deadline = Duration::from_millis(1500);
@@ -188,7 +178,7 @@ async fn webhooks_do_not_wait_behind_batches_or_behind_what_is_held() {
     for name in ["a", "b"] {
         assert_eq!(service.post("/webhook", batch(name)).await.status, 503);
     }
-    is_up.store(true, Ordering::SeqCst);
+    variance.always(slowly(200));
     while service.outbox.paused().is_some() {
         sleep(Duration::from_millis(1)).await;
     }
@@ -202,6 +192,7 @@ async fn webhooks_do_not_wait_behind_batches_or_behind_what_is_held() {
         assert_eq!(reply.status, 200, "{n}: {}", reply.text);
     }
     assert!(service.metric("variance_connector_held_events").await > 100.0, "others wait still");
+    variance.always(Behaviour::Status(200));
     while let Some(status) = batches.join_next().await {
         assert_eq!(status.unwrap(), 200);
     }

@@ -165,7 +165,7 @@ async fn every_metric_of_the_readme_is_there_and_moves_and_no_other_is() {
         settings.server.max_body = 1 << 20;
         settings.destination.attempt_timeout = Duration::from_secs(1);
         settings.outbox.max_held = 64 << 10;
-        settings.outbox.retry_for = Duration::from_secs(3);
+        settings.outbox.retry_for = Duration::from_secs(8);
     })
     .await;
     seen.look(&service).await;

@@ -129,7 +129,7 @@ async fn a_connection_that_breaks_again_at_once_is_a_fault_and_not_tried_a_third
     let variance = Variance::start().await;
     let service = Service::start(&variance, |settings| {
         settings.outbox.concurrency = 1;
-        settings.server.webhook_deadline = Duration::from_millis(100);
+        settings.server.webhook_deadline = Duration::from_secs(2);
         settings.outbox.pacing.backoff = Backoff::new(DAY, DAY);
     })
     .await;

@@ -33,7 +33,8 @@ async fn after_some_traffic(variance: &mut Variance) -> Service {
     variance.script(|received| Behaviour::Status(if received.id() == "refused" { 400 } else { 200 }));
     let service = Service::start(variance, |settings| {
         settings.auth.tokens = vec![TOKEN.parse().unwrap()];
-        settings.server.webhook_deadline = Duration::from_millis(200);
+        settings.server.webhook_deadline = Duration::from_secs(1);
+        settings.server.shutdown_grace = Duration::from_millis(200);
         let day = Duration::from_secs(24 * 60 * 60);
         settings.outbox.pacing.open_for = Backoff::new(day, day);
     })

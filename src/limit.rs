@@ -101,7 +101,7 @@ const TRIAL_AFTER: f64 = 30.0;
 
 /// The meaning of an attempt's result for the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub enum Signal {
     /// Variance accepted or refused the event.
     Answered,
     /// There were too many attempts in a short time (429). Variance may have asked for a pause.
@@ -254,29 +254,29 @@ impl Limit {
         Attempt { began: now, in_flight: self.in_flight, connects }
     }
 
-    /// Notes that the connection of an attempt is free again, after its [reply](Self::reply).
+    /// Notes that the connection of an attempt is free again, after [`Limit::note`].
     pub fn free(&mut self) {
         self.in_flight -= 1;
     }
 
     /// Notes the result of an attempt.
-    pub fn reply(&mut self, attempt: Attempt, reply: Reply, now: Instant) {
+    pub fn note(&mut self, attempt: Attempt, signal: Signal, now: Instant) {
         let last = self.last_reply.replace(now).unwrap_or(now);
         let silence = (now - last).as_secs_f64();
         let gap = silence.min(LONGEST_GAP);
         self.rate.pass(silence.min(LONGEST_GAP.max(self.rate.interval())));
         self.deaf -= gap;
         let is_held_back = self.held_back >= Some(attempt.began);
-        match reply {
-            Reply::Answered => {
+        match signal {
+            Signal::Answered => {
                 self.rate.answered();
                 if is_held_back && now - attempt.began > SHORTEST {
                     self.grow(gap);
                 }
             }
-            Reply::TooMany(pause) => return self.rate.too_many(attempt.began, pause, now),
-            Reply::Overloaded => {}
-            Reply::Other => return,
+            Signal::TooMany(pause) => return self.rate.too_many(attempt.began, pause, now),
+            Signal::Overloaded => {}
+            Signal::Other => return,
         }
         if !is_held_back && let Some(trial) = self.trial.take() {
             // Nothing waits any more, so the number is not the limit's.
@@ -289,11 +289,11 @@ impl Limit {
         }
         let time = now - attempt.began;
         self.seen.peak = self.seen.peak.max(attempt.in_flight);
-        if reply == Reply::Answered && attempt.connects {
+        if signal == Signal::Answered && attempt.connects {
             return;
         }
         self.seen.spent += time.as_secs_f64();
-        if reply == Reply::Answered {
+        if signal == Signal::Answered {
             self.seen.answers += 1;
             self.seen.sum += time.max(SHORTEST).as_secs_f64().ln();
         } else {

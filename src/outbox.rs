@@ -33,14 +33,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     health::News,
+    identities::IdentityKey,
     loss_log::LossLog,
-    memory::IdentityKey,
     state::{Ended, Job, State},
 };
 pub use self::{
     health::{Health, LogPacing},
+    identities::Identity,
     lanes::RequestId,
-    memory::Identity,
 };
 use crate::{
     backoff::Backoff,
@@ -51,9 +51,9 @@ use crate::{
 };
 
 mod health;
+mod identities;
 mod lanes;
 mod loss_log;
-mod memory;
 mod state;
 
 /// The limits on attempts in flight and on held events.

@@ -61,17 +61,17 @@ impl Destination {
     }
 
     /// What it answers to a request at `now`, the last of so many in flight, and after how long.
-    fn post(&mut self, now: f64, in_flight: usize) -> (Reply, f64) {
-        let taken = |is_taken, otherwise, time| if is_taken { (Reply::Answered, time) } else { (otherwise, AT_ONCE) };
+    fn post(&mut self, now: f64, in_flight: usize) -> (Signal, f64) {
+        let taken = |is_taken, otherwise, time| if is_taken { (Signal::Answered, time) } else { (otherwise, AT_ONCE) };
         match self.kind {
-            Kind::Delay(time) => (Reply::Answered, time(now)),
+            Kind::Delay(time) => (Signal::Answered, time(now)),
             Kind::Connect(time, connect) => {
                 let connects = in_flight as f64 > self.count;
                 self.count = self.count.max(in_flight as f64);
-                (Reply::Answered, if connects { time + connect } else { time })
+                (Signal::Answered, if connects { time + connect } else { time })
             }
-            Kind::LogNormal(median) => (Reply::Answered, median * normal(&mut self.rng).exp()),
-            Kind::Broken(time, part) => taken(self.rng.f64() >= part, Reply::Overloaded, time),
+            Kind::LogNormal(median) => (Signal::Answered, median * normal(&mut self.rng).exp()),
+            Kind::Broken(time, part) => taken(self.rng.f64() >= part, Signal::Overloaded, time),
             Kind::Slots(number, time) => {
                 // The earliest are at the end.
                 let number = number(now);
@@ -81,7 +81,7 @@ impl Destination {
                 }
                 let free = self.slots.pop().expect("there is a slot").max(now) + time * (0.95 + 0.1 * self.rng.f64());
                 self.slots.insert(self.slots.partition_point(|other| *other > free), free);
-                (Reply::Answered, free - now)
+                (Signal::Answered, free - now)
             }
             Kind::Capacity(number, time) => {
                 self.times.retain(|end| *end > now);
@@ -89,7 +89,7 @@ impl Destination {
                 if is_taken {
                     self.times.push_back(now + time);
                 }
-                taken(is_taken, Reply::Overloaded, time)
+                taken(is_taken, Signal::Overloaded, time)
             }
             Kind::Window(number, pause) => {
                 let window = (now + self.phase).floor();
@@ -97,7 +97,7 @@ impl Destination {
                     (self.count, self.since) = (0.0, window);
                 }
                 self.count += 1.0;
-                taken(self.count <= number, Reply::TooMany(pause), AT_ONCE)
+                taken(self.count <= number, Signal::TooMany(pause), AT_ONCE)
             }
             Kind::Sliding(number, pause) => {
                 self.times.retain(|taken| now - *taken < 1.0);
@@ -105,14 +105,14 @@ impl Destination {
                 if is_taken {
                     self.times.push_back(now);
                 }
-                taken(is_taken, Reply::TooMany(pause), AT_ONCE)
+                taken(is_taken, Signal::TooMany(pause), AT_ONCE)
             }
             Kind::Bucket(size, rate, pause) => {
                 self.count = (self.count + (now - self.since) * rate).min(size);
                 self.since = now;
                 let is_taken = self.count >= 1.0;
                 self.count -= f64::from(u8::from(is_taken));
-                taken(is_taken, Reply::TooMany(pause), AT_ONCE)
+                taken(is_taken, Signal::TooMany(pause), AT_ONCE)
             }
         }
     }
@@ -124,7 +124,7 @@ fn normal(rng: &mut Rng) -> f64 {
 }
 
 /// A reply: when it came, after how long, and what it said.
-type Log = Vec<(f64, f64, Reply)>;
+type Log = Vec<(f64, f64, Signal)>;
 
 /// Posts as much as the limit allows for so many seconds. A post and a reply take 10 µs
 /// of this machine's time, and its timer is up to a millisecond late.
@@ -136,7 +136,7 @@ fn simulate(kind: Kind, seconds: f64, seed: u64) -> Log {
     let mut limit = Limit::new(256, origin);
     let (mut now, mut pause_over) = (0.0_f64, 0.0_f64);
     let mut in_flight = BinaryHeap::new();
-    let mut attempts: Vec<(Attempt, f64, Reply)> = Vec::new();
+    let mut attempts: Vec<(Attempt, f64, Signal)> = Vec::new();
     let mut log = Vec::new();
     while now < seconds {
         now += WORK;
@@ -158,9 +158,9 @@ fn simulate(kind: Kind, seconds: f64, seed: u64) -> Log {
         let Reverse((_, number)) = in_flight.pop().expect("there is one");
         let (attempt, began, reply) = attempts[number];
         limit.free();
-        limit.reply(attempt, reply, at(now));
+        limit.note(attempt, reply, at(now));
         log.push((now, now - began, reply));
-        if let Reply::TooMany(Some(pause)) = reply {
+        if let Signal::TooMany(Some(pause)) = reply {
             pause_over = now + pause.as_secs_f64();
         }
     }
@@ -188,7 +188,7 @@ fn missed(kind: Kind, rows: &[Row]) -> Vec<&'static str> {
         let (mut answered, mut rejected, mut median, mut longest) = (f64::INFINITY, 0.0_f64, 0.0_f64, 0.0_f64);
         for log in &logs {
             let log = log.iter().filter(|(at, ..)| (row.from..row.to).contains(at));
-            let (taken, others): (Vec<_>, Vec<_>) = log.partition(|(.., reply)| *reply == Reply::Answered);
+            let (taken, others): (Vec<_>, Vec<_>) = log.partition(|(.., reply)| *reply == Signal::Answered);
             let mut times: Vec<_> = taken.iter().map(|(_, time, _)| time * 1000.0).collect();
             times.sort_by(f64::total_cmp);
             answered = answered.min(times.len() as f64 / (row.to - row.from));
@@ -259,7 +259,7 @@ fn a_limit_that_grew_in_a_slow_moment_falls_back_once_replies_come_at_once() {
             }
             now += reply_time;
             for attempt in attempts {
-                limit.reply(attempt, Reply::Answered, now);
+                limit.note(attempt, Signal::Answered, now);
                 limit.free();
             }
         }
@@ -277,12 +277,12 @@ fn a_burst_of_a_thousand_is_over_in_time() {
     assert!(log.len() >= 1000, "{}", log.len());
 }
 
-fn reply() -> impl Strategy<Value = Reply> {
+fn reply() -> impl Strategy<Value = Signal> {
     prop_oneof![
-        8 => Just(Reply::Answered),
-        1 => (0..9000_u64).prop_map(|pause| Reply::TooMany((pause > 5000).then(|| Duration::from_millis(pause)))),
-        2 => Just(Reply::Overloaded),
-        1 => Just(Reply::Other),
+        8 => Just(Signal::Answered),
+        1 => (0..9000_u64).prop_map(|pause| Signal::TooMany((pause > 5000).then(|| Duration::from_millis(pause)))),
+        2 => Just(Signal::Overloaded),
+        1 => Just(Signal::Other),
     ]
 }
 
@@ -309,7 +309,7 @@ proptest! {
                 None => {
                     let attempt = in_flight.swap_remove(which % in_flight.len());
                     limit.free();
-                    limit.reply(attempt, reply, now);
+                    limit.note(attempt, reply, now);
                 }
                 Some(next) => {
                     prop_assert!(next > now && next - now <= 2 * SECOND, "{:?}", next - now);
@@ -326,11 +326,11 @@ fn complaints_of_attempts_that_began_before_a_429_do_not_cut_again() {
     let start = Instant::now();
     let mut limit = Limit::new(64, start);
     let attempts: Vec<_> = (0..64).map(|_| limit.start(start)).collect();
-    attempts[..32].iter().for_each(|attempt| limit.reply(*attempt, Reply::Answered, start + SECOND));
-    limit.reply(attempts[32], Reply::TooMany(None), start + SECOND);
+    attempts[..32].iter().for_each(|attempt| limit.note(*attempt, Signal::Answered, start + SECOND));
+    limit.note(attempts[32], Signal::TooMany(None), start + SECOND);
     let rate = limit.rate.value();
     assert!(rate.is_finite());
-    attempts[33..].iter().for_each(|attempt| limit.reply(*attempt, Reply::TooMany(None), start + SECOND));
+    attempts[33..].iter().for_each(|attempt| limit.note(*attempt, Signal::TooMany(None), start + SECOND));
     assert_eq!(limit.rate.value(), rate);
 }
 
@@ -343,17 +343,17 @@ fn a_429_amid_other_faults_is_made_up_for_in_twenty_seconds() {
         let attempt = limit.start(now);
         now += SECOND / 10;
         limit.free();
-        limit.reply(attempt, reply, now);
+        limit.note(attempt, reply, now);
         (limit.rate.value(), now)
     };
-    post(Reply::Answered);
+    post(Signal::Answered);
     for _ in 0..8 {
-        post(Reply::Other);
+        post(Signal::Other);
     }
-    let (rate, cut) = post(Reply::TooMany(None));
+    let (rate, cut) = post(Signal::TooMany(None));
     assert!(rate < 2.0, "so little was answered in a second: {rate}");
     loop {
-        let (rate, now) = post(Reply::Answered);
+        let (rate, now) = post(Signal::Answered);
         assert!(now - cut < 20 * SECOND, "{rate} a second");
         if rate > 300.0 {
             return;
@@ -369,7 +369,7 @@ fn without_an_event_that_waits_the_limit_does_not_grow() {
         let attempt = limit.start(now);
         now += SECOND / 10;
         limit.free();
-        limit.reply(attempt, Reply::Answered, now);
+        limit.note(attempt, Signal::Answered, now);
     }
     assert_eq!(limit.value(), START);
 }
@@ -383,7 +383,7 @@ fn what_connecting_took_is_not_part_of_a_reply_time() {
         now += SECOND;
         for attempt in attempts {
             limit.free();
-            limit.reply(attempt, Reply::Answered, now);
+            limit.note(attempt, Signal::Answered, now);
         }
         assert_eq!(limit.seen.answers, 64 * round);
     }

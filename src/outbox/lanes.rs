@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::memory::Number;
+use super::identities::Number;
 
 /// The most attempts in a row that the live lane gets while an event of the backlog is due.
 const LIVE_IN_A_ROW: u32 = 3;

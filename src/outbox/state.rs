@@ -25,14 +25,14 @@ use tokio::{sync::SetOnce, time::Instant};
 use super::{
     HandOver, OutboxSettings, Outcome, Pending, Refusal, RequestId,
     health::{Health, News},
+    identities::{Identities, Identity, Known, Number},
     lanes::{Lanes, Place},
-    memory::{Identity, Known, Memory, Number},
 };
 use crate::{
     backoff::Backoff,
     breaker::{AttemptId, Breaker, Permit},
     destination::{AttemptResult, Fault},
-    limit::{Attempt, Limit, Reply},
+    limit::{Attempt, Limit, Signal},
     variance::Message,
 };
 
@@ -53,7 +53,7 @@ pub(super) struct State {
     entries: BTreeMap<Number, Entry>,
     /// The events that are not in flight.
     lanes: Lanes,
-    memory: Memory,
+    identities: Identities,
     held_bytes: usize,
     last_number: Number,
     limit: Limit,
@@ -94,8 +94,8 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Job {
     number: Number,
-    attempt: AttemptId,
-    slot: Attempt,
+    in_breaker: AttemptId,
+    in_limit: Attempt,
     pub(super) message: Message,
 }
 
@@ -163,7 +163,7 @@ impl State {
         let concurrency = settings.concurrency;
         Self {
             breaker: Breaker::new(settings.pacing.open_for, settings.pacing.recent),
-            memory: Memory::new(settings.pacing.refusals_known_for, now),
+            identities: Identities::new(settings.pacing.refusals_known_for, now),
             settings,
             entries: BTreeMap::new(),
             lanes: Lanes::default(),
@@ -192,7 +192,7 @@ impl State {
         if cost > self.settings.max_held {
             return HandOver::TooLarge;
         }
-        match self.memory.look_up(&identity, now) {
+        match self.identities.look_up(&identity, now) {
             Some(Known::Final(outcome)) => return HandOver::Ended(outcome),
             Some(Known::UnderWay(number)) => return HandOver::Joined(self.join(request, number)),
             None => {}
@@ -219,7 +219,7 @@ impl State {
             is_doubted: false,
         };
         self.entries.insert(number, entry);
-        self.memory.begin(identity, number);
+        self.identities.begin(identity, number);
         HandOver::New(Pending(told))
     }
 
@@ -259,8 +259,8 @@ impl State {
         self.lanes.remove(number, place);
         self.lanes.had_turn(place);
         entry.begin(self.health.accepted);
-        let (attempt, slot) = (self.breaker.begin(), self.limit.start(now));
-        Some(Job { number, attempt, slot, message: entry.message.clone() })
+        let (in_breaker, in_limit) = (self.breaker.begin(), self.limit.start(now));
+        Some(Job { number, in_breaker, in_limit, message: entry.message.clone() })
     }
 
     fn permit(&self, now: Instant) -> Permit {
@@ -295,17 +295,17 @@ impl State {
         let outcome = match self.health.believe(result) {
             AttemptResult::Accepted => {
                 self.health.accepted(now);
-                self.breaker.accepted(job.attempt, now);
+                self.breaker.accepted(job.in_breaker, now);
                 Outcome::Delivered
             }
             AttemptResult::Refused(status) => {
                 self.health.answered(now);
-                self.breaker.answered(job.attempt);
+                self.breaker.answered(job.in_breaker);
                 Outcome::Refused(Refusal::Status(status))
             }
             AttemptResult::Failed { fault, retry_after } => return self.failed(job, fault, retry_after, now),
         };
-        self.limit.reply(job.slot, Reply::Answered, now);
+        self.limit.note(job.in_limit, Signal::Answered, now);
         Finished { ended: Some(self.end(job.number, outcome, now)), fault: None, has_opened: false }
     }
 
@@ -318,17 +318,17 @@ impl State {
             RATE => self.last_limited.replace(job.number).is_none_or(|last| last == job.number),
             _ => entry.is_suspect,
         };
-        self.limit.reply(job.slot, reply_of(fault, retry_after, is_alone), now);
+        self.limit.note(job.in_limit, signal_of(fault, retry_after, is_alone), now);
         let binds_all = fault == RATE || !(entry.is_suspect || self.breaker.accepts(now));
         let asked = retry_after.map(|wait| now + wait);
         let has_opened = match asked.filter(|_| binds_all) {
             _ if self.is_stopping => false,
-            Some(until) => self.breaker.asked(job.attempt, until),
+            Some(until) => self.breaker.asked(job.in_breaker, until),
             None if entry.is_suspect => {
-                self.breaker.failed_alone(job.attempt);
+                self.breaker.failed_alone(job.in_breaker);
                 false
             }
-            None => self.breaker.failed(job.attempt, job.number, now, &mut self.rng),
+            None => self.breaker.failed(job.in_breaker, job.number, now, &mut self.rng),
         };
         if !entry.is_suspect || (binds_all && asked.is_some()) {
             self.health.failed(fault, !self.breaker.is_closed(), now);
@@ -444,7 +444,7 @@ impl State {
 
     /// Forgets the refusals and the pause of the former destination.
     pub(super) fn destination_changed(&mut self) {
-        self.memory.forget_refusals();
+        self.identities.forget_refusals();
         self.breaker.reset();
     }
 
@@ -465,11 +465,11 @@ impl State {
 
     /// Whether a known event is one of the same bytes.
     pub(super) fn has_same_bytes(&self, identity: &Identity) -> bool {
-        self.memory.has_same_bytes(identity)
+        self.identities.has_same_bytes(identity)
     }
 
     pub(super) fn remembered(&self) -> usize {
-        self.memory.remembered()
+        self.identities.remembered()
     }
 
     /// Whether an event that comes now will have to wait for a probe that is not its own, and how long at least.
@@ -488,7 +488,7 @@ impl State {
         }
         self.held_bytes -= cost(&entry.message);
         self.suspects -= usize::from(entry.is_suspect);
-        self.memory.end(entry.identity, outcome, now);
+        self.identities.end(entry.identity, outcome, now);
         let attempts =
             entry.failures + u32::from(matches!(outcome, Outcome::Delivered | Outcome::Refused(Refusal::Status(_))));
         Ended { message: entry.message, outcome, arrived: entry.arrived, attempts, told: entry.outcome }
@@ -496,12 +496,12 @@ impl State {
 }
 
 /// What a fault says of the limit, unless it may be about its event alone.
-fn reply_of(fault: Fault, retry_after: Option<Duration>, is_alone: bool) -> Reply {
+fn signal_of(fault: Fault, retry_after: Option<Duration>, is_alone: bool) -> Signal {
     match fault {
-        _ if is_alone => Reply::Other,
-        RATE => Reply::TooMany(retry_after),
-        Fault::Status(StatusCode::SERVICE_UNAVAILABLE) | Fault::Timeout => Reply::Overloaded,
-        _ => Reply::Other,
+        _ if is_alone => Signal::Other,
+        RATE => Signal::TooMany(retry_after),
+        Fault::Status(StatusCode::SERVICE_UNAVAILABLE) | Fault::Timeout => Signal::Overloaded,
+        _ => Signal::Other,
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) enum Task {
 
 /// The reason why reading stopped early.
 #[derive(Debug, thiserror::Error)]
-enum End {
+enum Early {
     #[error(transparent)]
     Stop(#[from] Stop),
     #[error("{0}")]
@@ -80,7 +80,7 @@ enum End {
 /// A failed query: it was too much for PostHog, or reading has ended.
 enum Failed {
     TooMuch(String),
-    End(End),
+    Early(Early),
 }
 
 pub(super) struct FromPosthog {
@@ -136,15 +136,21 @@ impl FromPosthog {
                 self.reader.progress.note(&format!("PostHog has answered {queries} queries"));
                 true
             }
-            Err(End::Stop(_)) => true,
-            Err(End::GiveUp(problem)) => {
+            Err(Early::Stop(_)) => true,
+            Err(Early::GiveUp(problem)) => {
                 self.reader.progress.say(&format!("error: {problem}"));
                 false
             }
         }
     }
 
-    fn time(&mut self, span: Span, after: Option<Uuid>, by: By, ingested_since: Option<Timestamp>) -> Result<(), End> {
+    fn time(
+        &mut self,
+        span: Span,
+        after: Option<Uuid>,
+        by: By,
+        ingested_since: Option<Timestamp>,
+    ) -> Result<(), Early> {
         let which = Which::forwarded(&self.reader.mapping);
         let mut selection = Selection { by, happened: None, ingested_since, which };
         if by == By::CreatedAt {
@@ -170,7 +176,7 @@ impl FromPosthog {
     }
 
     /// Compares what was read with PostHog's own counts. Of days that have grown, reads what came late, and then all.
-    fn read_grown_days(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<(), End> {
+    fn read_grown_days(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<(), Early> {
         let late_since = selection.ingested_since.max(Some(self.late_since));
         let late = Selection { ingested_since: late_since, ..selection.clone() };
         self.go_on_from(&late, &after.cloned().unwrap_or_else(|| Key::at(span.from)));
@@ -214,7 +220,7 @@ impl FromPosthog {
         self.reader.next().resume = Resume::From { since: *time, after, ingested_since: selection.ingested_since };
     }
 
-    fn lost(&mut self, lost: &Lost, skip: u64) -> Result<(), End> {
+    fn lost(&mut self, lost: &Lost, skip: u64) -> Result<(), Early> {
         let now = Timestamp::now();
         let (first, last) = lost.logged.unwrap_or((now, now));
         let mut missing = Vec::new();
@@ -251,10 +257,10 @@ impl FromPosthog {
     }
 
     /// Returns the time span in which the events happened that came in within `span`.
-    fn happened(&mut self, selection: &Selection, span: Span) -> Result<Span, End> {
+    fn happened(&mut self, selection: &Selection, span: Span) -> Result<Span, Early> {
         let bounds = match self.ask(&selection.bounds(span), &BOUNDS_COLUMNS) {
             Ok(reply) => reply,
-            Err(Failed::End(end)) => return Err(end),
+            Err(Failed::Early(end)) => return Err(end),
             Err(Failed::TooMuch(reason)) => {
                 let bounds = Span::new(shifted(span.from, -24 * 31), shifted(span.until, 24));
                 self.reader.progress.say(&format!(
@@ -264,7 +270,7 @@ impl FromPosthog {
                 return Ok(bounds);
             }
         };
-        let rows = bounds.rows().map_err(|error| End::GiveUp(error.to_string()))?;
+        let rows = bounds.rows().map_err(|error| Early::GiveUp(error.to_string()))?;
         let times = rows.first().map(|row| [row[1], row[2]].map(time_of));
         match times {
             Some([Some(first), Some(last)]) => Ok(Span::new(first, shifted(last, 1))),
@@ -273,13 +279,13 @@ impl FromPosthog {
     }
 
     /// Returns PostHog's own counts by day.
-    fn count(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<BTreeMap<Date, u64>, End> {
+    fn count(&mut self, selection: &Selection, span: Span, after: Option<&Key>) -> Result<BTreeMap<Date, u64>, Early> {
         let mut counts = BTreeMap::new();
         let mut spans = vec![span];
         while let Some(span) = spans.pop() {
             let reply = match self.ask(&selection.days(span, after), &DAY_COLUMNS) {
                 Ok(reply) => reply,
-                Err(Failed::End(end)) => return Err(end),
+                Err(Failed::Early(end)) => return Err(end),
                 Err(Failed::TooMuch(reason)) => {
                     let Some(middle) = middle_day(span) else {
                         self.failed(&reason)?;
@@ -290,12 +296,12 @@ impl FromPosthog {
                     continue;
                 }
             };
-            let rows = reply.rows().map_err(|error| End::GiveUp(error.to_string()))?;
+            let rows = reply.rows().map_err(|error| Early::GiveUp(error.to_string()))?;
             let mut last = None;
             for row in rows {
                 let (day, count) = (row[0].to_plain().parse::<Date>(), row[1].to_plain().parse::<u64>());
                 let (Ok(day), Ok(count)) = (day, count) else {
-                    return Err(End::GiveUp("PostHog answered with counts in an unexpected form".to_owned()));
+                    return Err(Early::GiveUp("PostHog answered with counts in an unexpected form".to_owned()));
                 };
                 counts.insert(day, count);
                 last = last.max(Some(day));
@@ -311,7 +317,7 @@ impl FromPosthog {
     }
 
     /// Reads all pages, and passes the uuid of each event to `told`.
-    fn pages(&mut self, selection: &Selection, mut pages: Pages, told: &mut dyn FnMut(&str)) -> Result<(), End> {
+    fn pages(&mut self, selection: &Selection, mut pages: Pages, told: &mut dyn FnMut(&str)) -> Result<(), Early> {
         let is_time = matches!(selection.which, Which::Calls { .. });
         while let Some(page) = pages.next() {
             let reply = match self.ask(&selection.page(&page), &PAGE_COLUMNS) {
@@ -322,9 +328,9 @@ impl FromPosthog {
                     }
                     continue;
                 }
-                Err(Failed::End(end)) => return Err(end),
+                Err(Failed::Early(end)) => return Err(end),
             };
-            let give_up = |error: &dyn Display| End::GiveUp(error.to_string());
+            let give_up = |error: &dyn Display| Early::GiveUp(error.to_string());
             let rows = reply.rows().map_err(|error| give_up(&error))?;
             let keys = rows.iter().map(|row| row::key(row, selection.by)).collect::<Result<Vec<_>, _>>();
             let keys = keys.map_err(|error| give_up(&error))?;
@@ -377,7 +383,7 @@ impl FromPosthog {
     fn ask(&mut self, query: &Query, columns: &[&str]) -> Result<Reply, Failed> {
         loop {
             if self.reader.works.is_closed() {
-                return Err(Failed::End(Stop.into()));
+                return Err(Failed::Early(Stop.into()));
             }
             self.queries += 1;
             let answer = self.reader.runtime.block_on(self.api.ask(query, columns));
@@ -387,12 +393,12 @@ impl FromPosthog {
                     (self.failures, self.hopeless) = (0, 0);
                     return Ok(reply);
                 }
-                Err(QueryError::GiveUp(problem)) => return Err(Failed::End(End::GiveUp(problem))),
+                Err(QueryError::GiveUp(problem)) => return Err(Failed::Early(Early::GiveUp(problem))),
                 Err(QueryError::AskForLess(reason)) => {
                     self.reader.progress.note(&format!("{reason}: asking for less at once"));
                     self.failures += 1;
                     if self.failures > 2 {
-                        self.wait(&reason, None).map_err(|stop| Failed::End(stop.into()))?;
+                        self.wait(&reason, None).map_err(|stop| Failed::Early(stop.into()))?;
                     }
                     return Err(Failed::TooMuch(reason));
                 }
@@ -400,7 +406,7 @@ impl FromPosthog {
                     let left = PATIENCE_AT_THE_START.saturating_sub(self.start.elapsed());
                     if !self.has_answered && left.is_zero() {
                         let problem = format!("{reason}. Is posthog.url the address of PostHog?");
-                        return Err(Failed::End(End::GiveUp(problem)));
+                        return Err(Failed::Early(Early::GiveUp(problem)));
                     }
                     let pause = PAUSES.equal_jitter(self.failures + 1, &mut fastrand::Rng::new());
                     (reason, Some(if self.has_answered { pause } else { pause.min(left) }))
@@ -408,15 +414,15 @@ impl FromPosthog {
                 Err(QueryError::AskLater(reason, pause)) => (reason, pause),
             };
             self.failures += 1;
-            self.wait(&reason, pause).map_err(|stop| Failed::End(stop.into()))?;
+            self.wait(&reason, pause).map_err(|stop| Failed::Early(stop.into()))?;
         }
     }
 
     /// Notes that a query failed that cannot ask for less. Gives up after too many in a row.
-    fn failed(&mut self, reason: &str) -> Result<(), End> {
+    fn failed(&mut self, reason: &str) -> Result<(), Early> {
         self.hopeless += 1;
         match self.hopeless > MAX_HOPELESS {
-            true => Err(End::GiveUp(format!("{reason}, and the query cannot be made smaller"))),
+            true => Err(Early::GiveUp(format!("{reason}, and the query cannot be made smaller"))),
             false => Ok(()),
         }
     }

@@ -12,7 +12,7 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop, prop_oneof, propte
 
 use super::*;
 use crate::{
-    outbox::{LogPacing, Pacing, memory::IdentityKey},
+    outbox::{LogPacing, Pacing, identities::IdentityKey},
     variance::Call,
 };
 

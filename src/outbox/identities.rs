@@ -86,7 +86,7 @@ pub(super) enum Known {
 /// reserved at once: growing would copy them while everybody waits, and unused pages take no memory. The memory for events under
 /// way is part of the cost of an entry.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct Identities {
     under_way: Table<Number>,
     /// The events that have ended since `since`.
     recent: Table<Remembered>,
@@ -107,7 +107,7 @@ enum Remembered {
 
 type Table<V> = HashMap<Identity, V, BuildHasherDefault<IdentityHasher>>;
 
-impl Memory {
+impl Identities {
     pub(super) fn new(refusals_known_for: Duration, now: Instant) -> Self {
         let generation = || Table::with_capacity_and_hasher(GENERATION.0, BuildHasherDefault::default());
         Self {
@@ -224,50 +224,50 @@ mod tests {
     #[test]
     fn remembered_outcomes_take_less_than_8_mib_however_many_there_were() {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
-        let mut memory = Memory::new(REFUSED_FOR, now);
+        let mut identities = Identities::new(REFUSED_FOR, now);
         // What hashbrown allocates: as many slots as the next power of two over 8/7 of the capacity, each with a byte.
         let bytes = |table: &Table<Remembered>| {
             (table.capacity() * 8 / 7).next_power_of_two() * (size_of::<(Identity, Remembered)>() + 1)
         };
-        let all = |memory: &Memory| bytes(&memory.recent) + bytes(&memory.former);
-        let reserved = all(&memory);
+        let all = |identities: &Identities| bytes(&identities.recent) + bytes(&identities.former);
+        let reserved = all(&identities);
         assert!((6 << 20..8 << 20).contains(&reserved), "{reserved}");
         let mut under_way = VecDeque::new();
         for n in 0..1_000_000 {
             let identity = identity(&mut rng);
-            memory.begin(identity, n);
+            identities.begin(identity, n);
             under_way.push_back(identity);
             if under_way.len() > 70_000 {
-                memory.end(under_way.pop_front().unwrap(), Outcome::Delivered, now);
+                identities.end(under_way.pop_front().unwrap(), Outcome::Delivered, now);
             }
-            assert!(memory.remembered() <= 2 * GENERATION.0, "{}", memory.remembered());
+            assert!(identities.remembered() <= 2 * GENERATION.0, "{}", identities.remembered());
         }
-        assert_eq!(all(&memory), reserved, "it has grown");
+        assert_eq!(all(&identities), reserved, "it has grown");
     }
 
     #[test]
     fn an_acceptance_is_known_for_an_hour_or_until_100_000_other_events_have_ended() {
         let (start, mut rng) = (Instant::now(), Rng::with_seed(1));
-        let mut end = |memory: &mut Memory, now| {
+        let mut end = |identities: &mut Identities, now| {
             let identity = identity(&mut rng);
-            memory.begin(identity, 1);
-            assert_eq!(memory.look_up(&identity, now), Some(Known::UnderWay(1)));
-            memory.end(identity, Outcome::Delivered, now);
+            identities.begin(identity, 1);
+            assert_eq!(identities.look_up(&identity, now), Some(Known::UnderWay(1)));
+            identities.end(identity, Outcome::Delivered, now);
             identity
         };
         // At any age of the generation that it ends in, by time and by number.
         for (minutes, before) in [(1, 99_999), (59, 50_000), (500, 7)] {
             for (others, time) in [(GENERATION.0 - 1, Duration::ZERO), (0, GENERATION.1 - Duration::from_nanos(1))] {
-                let mut memory = Memory::new(REFUSED_FOR, start);
+                let mut identities = Identities::new(REFUSED_FOR, start);
                 for _ in 0..before {
-                    end(&mut memory, start);
+                    end(&mut identities, start);
                 }
                 let then = start + Duration::from_secs(minutes * 60);
-                let ended = end(&mut memory, then);
+                let ended = end(&mut identities, then);
                 for _ in 0..others {
-                    end(&mut memory, then);
+                    end(&mut identities, then);
                 }
-                let known = memory.look_up(&ended, then + time);
+                let known = identities.look_up(&ended, then + time);
                 assert_eq!(
                     known,
                     Some(Known::Final(Outcome::Delivered)),
@@ -275,13 +275,13 @@ mod tests {
                 );
                 // Not for ever: neither by number …
                 for _ in 0..2 * GENERATION.0 {
-                    end(&mut memory, then + time);
+                    end(&mut identities, then + time);
                 }
-                assert_eq!(memory.look_up(&ended, then + time), None);
+                assert_eq!(identities.look_up(&ended, then + time), None);
                 // … nor by time.
-                let last = end(&mut memory, then + time);
-                assert_eq!(memory.look_up(&last, then + time + 2 * GENERATION.1), None);
-                assert_eq!(memory.remembered(), 0);
+                let last = end(&mut identities, then + time);
+                assert_eq!(identities.look_up(&last, then + time + 2 * GENERATION.1), None);
+                assert_eq!(identities.remembered(), 0);
             }
         }
     }
@@ -289,31 +289,31 @@ mod tests {
     #[test]
     fn a_refusal_is_known_for_a_minute_or_until_refusals_are_forgotten() {
         let (start, mut rng) = (Instant::now(), Rng::with_seed(1));
-        let mut memory = Memory::new(REFUSED_FOR, start);
+        let mut identities = Identities::new(REFUSED_FOR, start);
         let (identity, accepted) = (identity(&mut rng), identity(&mut rng));
         let refused = Outcome::Refused(Refusal::Status(StatusCode::CONFLICT));
         let then = start + Duration::from_millis(3_600_500);
-        memory.end(identity, refused, then);
-        memory.end(accepted, Outcome::Delivered, then);
-        assert_eq!(memory.look_up(&identity, then + Duration::from_secs(59)), Some(Known::Final(refused)));
-        assert_eq!(memory.look_up(&identity, then + REFUSED_FOR), None);
-        memory.end(identity, refused, then + REFUSED_FOR);
-        assert_eq!(memory.look_up(&identity, then + REFUSED_FOR), Some(Known::Final(refused)));
-        memory.forget_refusals();
-        assert_eq!(memory.look_up(&identity, then + REFUSED_FOR), None);
-        assert_eq!(memory.look_up(&accepted, then + REFUSED_FOR), Some(Known::Final(Outcome::Delivered)));
+        identities.end(identity, refused, then);
+        identities.end(accepted, Outcome::Delivered, then);
+        assert_eq!(identities.look_up(&identity, then + Duration::from_secs(59)), Some(Known::Final(refused)));
+        assert_eq!(identities.look_up(&identity, then + REFUSED_FOR), None);
+        identities.end(identity, refused, then + REFUSED_FOR);
+        assert_eq!(identities.look_up(&identity, then + REFUSED_FOR), Some(Known::Final(refused)));
+        identities.forget_refusals();
+        assert_eq!(identities.look_up(&identity, then + REFUSED_FOR), None);
+        assert_eq!(identities.look_up(&accepted, then + REFUSED_FOR), Some(Known::Final(Outcome::Delivered)));
     }
 
     #[test]
     fn what_ran_out_of_time_is_not_known() {
         let (now, mut rng) = (Instant::now(), Rng::with_seed(1));
         for outcome in [Outcome::Abandoned(None), Outcome::Refused(Refusal::KeptFailing(Fault::Timeout))] {
-            let mut memory = Memory::new(REFUSED_FOR, now);
+            let mut identities = Identities::new(REFUSED_FOR, now);
             let identity = identity(&mut rng);
-            memory.begin(identity, 7);
-            memory.end(identity, outcome, now);
-            assert_eq!(memory.look_up(&identity, now), None);
-            assert_eq!(memory.remembered(), 0);
+            identities.begin(identity, 7);
+            identities.end(identity, outcome, now);
+            assert_eq!(identities.look_up(&identity, now), None);
+            assert_eq!(identities.remembered(), 0);
         }
     }
 }

@@ -500,38 +500,44 @@ impl<'a> Properties<'a> {
         let scanned = scanner.spanned(|scanner| {
             scanner.object(|scanner, key| {
                 let value = scanner.value()?;
-                let name = key.unescaped();
-                // The size of the element is known only at its end; until then, properties beyond the most that can fit
-                // take no memory.
-                if name.first() != Some(&b'$') && of.own.len() < MAX_PROPERTIES {
-                    of.own.push((key, value));
-                }
-                let field = match &*name {
-                    b"alias" => &mut of.alias,
-                    b"category" => &mut of.category,
-                    b"distinct_id" => &mut of.distinct_id,
-                    b"name" => &mut of.name,
-                    b"posthog_version" => &mut of.posthog_version,
-                    b"$anon_distinct_id" => &mut of.anon_distinct_id,
-                    b"$current_url" => &mut of.current_url,
-                    b"$device_id" => &mut of.device_id,
-                    b"$group_key" => &mut of.group_key,
-                    b"$group_set" => &mut of.group_set,
-                    b"$group_type" => &mut of.group_type,
-                    b"$groups" => &mut of.groups,
-                    b"$host" => &mut of.host,
-                    b"$ip" => &mut of.ip,
-                    b"$is_identified" => &mut of.is_identified,
-                    b"$is_server" => &mut of.is_server,
-                    b"$os" => &mut of.os,
-                    b"$pathname" => &mut of.pathname,
-                    b"$process_person_profile" => &mut of.process_person_profile,
-                    b"$referrer" => &mut of.referrer,
-                    b"$screen_height" => &mut of.screen_height,
-                    b"$screen_width" => &mut of.screen_width,
-                    b"$sent_at" => &mut of.sent_at,
-                    b"$set" => &mut of.set,
-                    _ => return Ok(()),
+                let field = match &*key.unescaped() {
+                    [b'$', internal @ ..] => match internal {
+                        b"anon_distinct_id" => &mut of.anon_distinct_id,
+                        b"current_url" => &mut of.current_url,
+                        b"device_id" => &mut of.device_id,
+                        b"group_key" => &mut of.group_key,
+                        b"group_set" => &mut of.group_set,
+                        b"group_type" => &mut of.group_type,
+                        b"groups" => &mut of.groups,
+                        b"host" => &mut of.host,
+                        b"ip" => &mut of.ip,
+                        b"is_identified" => &mut of.is_identified,
+                        b"is_server" => &mut of.is_server,
+                        b"os" => &mut of.os,
+                        b"pathname" => &mut of.pathname,
+                        b"process_person_profile" => &mut of.process_person_profile,
+                        b"referrer" => &mut of.referrer,
+                        b"screen_height" => &mut of.screen_height,
+                        b"screen_width" => &mut of.screen_width,
+                        b"sent_at" => &mut of.sent_at,
+                        b"set" => &mut of.set,
+                        _ => return Ok(()),
+                    },
+                    name => {
+                        // The size of the element is known only at its end; until then, properties beyond the most that
+                        // can fit take no memory.
+                        if of.own.len() < MAX_PROPERTIES {
+                            of.own.push((key, value));
+                        }
+                        match name {
+                            b"alias" => &mut of.alias,
+                            b"category" => &mut of.category,
+                            b"distinct_id" => &mut of.distinct_id,
+                            b"name" => &mut of.name,
+                            b"posthog_version" => &mut of.posthog_version,
+                            _ => return Ok(()),
+                        }
+                    }
                 };
                 *field = value.non_null();
                 Ok::<_, SyntaxError>(())

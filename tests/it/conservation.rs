@@ -5,13 +5,15 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use fastrand::Rng;
-use serde_json::json;
+use futures_util::future;
+use reqwest::Client;
+use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
@@ -21,7 +23,9 @@ use tokio::{
 use variance_connector::backoff::Backoff;
 
 use crate::{
-    harness::{PATIENCE, Service},
+    harness::{PATIENCE, Reply, Service, client},
+    program,
+    unread_log::{Program, TROUBLES},
     variance::{Accepting, Behaviour, Received, Variance},
 };
 
@@ -44,6 +48,8 @@ struct Ledger {
     entries: Mutex<HashMap<String, Entry>>,
     /// Requests that were left without an answer until the service gave up on them.
     silences: AtomicUsize,
+    /// True once a batch that was answered 503 need not be sent again, since all of it is held.
+    is_over: AtomicBool,
 }
 
 /// Counts of what the runs exercised, since they prove nothing if they exercised nothing.
@@ -98,42 +104,17 @@ async fn run(seed: u64) -> Exercised {
         settings.outbox.pacing.recent = Duration::from_millis(200);
     })
     .await;
-    let mut senders = JoinSet::new();
-    let mut sent = Vec::new();
-    for worker in 0..6 {
-        let ids: Vec<_> = (0..25).map(|n| id(&mut rng, worker, n)).collect();
-        sent.extend(ids.clone());
-        let sender = Sender::new(&service, &ledger, rng.fork());
-        senders.spawn(sender.webhooks(ids));
-    }
-    for worker in 6..8 {
-        let ids: Vec<_> = (0..150).map(|n| id(&mut rng, worker, n)).collect();
-        sent.extend(ids.clone());
-        let sender = Sender::new(&service, &ledger, rng.fork());
-        senders.spawn(sender.batch(ids));
-    }
-    for _ in 0..6 {
-        let faulty = [0.0, 0.2, 0.9, 1.0].map(Weather::Faulty);
-        let weather = [&faulty[..], &[Weather::Limited, Weather::Crowded]].concat()[rng.usize(0..6)];
-        variance.script(ledger.script(weather, rng.fork()));
-        variance.accepting(if rng.u8(0..4) == 0 { Accepting::Resetting } else { Accepting::Normally });
-        sleep(Duration::from_millis(rng.u64(100..400))).await;
-    }
-    variance.accepting(Accepting::Normally);
     variance.script(ledger.script(Weather::Fair, rng.fork()));
-    let mut sent_again = 0;
-    let mut unanswered = HashSet::new();
-    while let Some(result) = senders.join_next().await {
-        let (count, ids) = result.unwrap();
-        sent_again += count;
-        unanswered.extend(ids);
-    }
+    let senders = Senders::start(&service.url(""), &ledger, &mut rng, (6, 25));
+    storms(&variance, &ledger, &mut rng, 6).await;
+    variance.script(ledger.script(Weather::Fair, rng.fork()));
+    let Sent { ids: sent, sent_again, unanswered } = senders.done().await;
     service.emptied().await;
 
     // On a busy machine a reply that was written can be late, which is as good as lost.
     let timeouts = service.metric(r#"variance_connector_attempts_total{result="timeout"}"#).await as usize;
     let late_replies = timeouts.saturating_sub(ledger.silences.load(Ordering::SeqCst));
-    let (lost_replies, duplicates) = ledger.check(&sent, &unanswered, late_replies, seed);
+    let (lost_replies, duplicates) = ledger.check(&sent, &unanswered, &HashSet::new(), late_replies, seed);
     if timeout(Duration::from_secs(20), sums_agree(&service)).await.is_err() {
         panic!("seed {seed}: at rest the sums agree, but not in {}", service.get("/metrics").await.text);
     }
@@ -173,6 +154,109 @@ async fn of_what_was_sent_before_a_sender_hung_up_everything_is_accounted_for() 
     }
 }
 
+/// Takes the program through storms into a pause that Variance asks for, with much held. Returns what was sent.
+async fn until_it_holds_much(url: &str, variance: &Variance, ledger: &Arc<Ledger>, rng: &mut Rng) -> Sent {
+    variance.script(ledger.script(Weather::Fair, rng.fork()));
+    let senders = Senders::start(url, ledger, rng, (30, 4));
+    storms(variance, ledger, rng, 4).await;
+    variance.script(ledger.script(Weather::Away, rng.fork()));
+    ledger.is_over.store(true, Ordering::SeqCst);
+    let ids: Vec<_> = (0..HELD).map(|n| id(rng, 99, n)).collect();
+    Sender::new(&client(), url, ledger, rng.fork()).batch(ids.clone()).await;
+    let mut sent = senders.done().await;
+    sent.ids.extend(ids);
+    let paused = async {
+        while metric(&Reply::of(client().get(format!("{url}/metrics"))).await.text, "next_attempt_seconds") < 200.0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, paused).await.expect("it pauses");
+    sent
+}
+
+/// Returns the value of a metric without its prefix, or zero if it is not there.
+fn metric(metrics: &str, name: &str) -> f64 {
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix("variance_connector_")?.strip_prefix(name));
+    lines.map(|value| value.trim().parse::<f64>().unwrap()).sum()
+}
+
+/// The number of events that come during the pause.
+const HELD: usize = 150;
+
+/// The settings of the program in these runs. The grace is longer than anything takes.
+const SETTINGS: [(&str, &str); 4] = [
+    ("CONNECTOR_WEBHOOK_DEADLINE", "250ms"),
+    ("CONNECTOR_BATCH_DEADLINE", "1s"),
+    ("CONNECTOR_ATTEMPT_TIMEOUT", "4s"),
+    ("CONNECTOR_SHUTDOWN_GRACE", "60s"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_when_the_program_is_terminated_in_a_pause_arrives_once_whatever_the_log_is() {
+    future::join_all(TROUBLES.into_iter().zip(0..).map(|(trouble, seed)| async move {
+        let mut rng = Rng::with_seed(seed);
+        let (variance, ledger) = (Variance::start().await, Arc::new(Ledger::default()));
+        let mut program = Program::start(&variance, trouble, &SETTINGS).await;
+        let url = format!("http://{}", program.address);
+        let mut sent = until_it_holds_much(&url, &variance, &ledger, &mut rng).await;
+        let health: Value = serde_json::from_str(&program.get("/healthz").await).unwrap();
+        let held = health["held"]["events"].as_u64().unwrap();
+        assert!(held >= HELD as u64, "{trouble:?}: {held}");
+        let metrics = program.get("/metrics").await;
+        let timeouts = metric(&metrics, r#"attempts_total{result="timeout"}"#) as usize;
+        let late_replies = timeouts.saturating_sub(ledger.silences.load(Ordering::SeqCst));
+
+        let last = Senders::last(&url, &ledger, &mut rng);
+        program.terminate();
+        variance.script(ledger.script(Weather::Fair, rng.fork()));
+        assert_eq!(program.ended().await, Some(0), "{trouble:?}");
+        let last = last.done().await;
+        sent.ids.extend(last.ids);
+        sent.unanswered.extend(last.unanswered);
+        let (_, duplicates) = ledger.check(&sent.ids, &sent.unanswered, &HashSet::new(), late_replies, seed);
+        println!("{trouble:?}: {held} were held, {duplicates} duplicates");
+    }))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_when_the_program_is_terminated_in_a_pause_arrives_once_or_is_named() {
+    let mut rng = Rng::with_seed(0);
+    let (variance, ledger) = (Variance::start().await, Arc::new(Ledger::default()));
+    let mut program = program::Program::serve(&variance);
+    for (name, value) in SETTINGS {
+        program = program.env(name, value);
+    }
+    let (running, address, mut log) = program.env("CONNECTOR_SHUTDOWN_GRACE", "15s").ready_and_heard().await;
+    let sent = until_it_holds_much(&format!("http://{address}"), &variance, &ledger, &mut rng).await;
+    running.signal("-TERM");
+    variance.script(ledger.script(Weather::Faulty(0.0), rng.fork()));
+    let mut named = HashSet::new();
+    while let Some(line) = log.next().await {
+        let line: Value = serde_json::from_str(&line).unwrap();
+        if line["message"] == "events are lost" && line["reason"] == "the connector stopped before Variance had it" {
+            for id in line["uuids"].as_str().unwrap().split(' ') {
+                assert!(named.insert(id.to_owned()), "{id} is named twice");
+            }
+        }
+    }
+    assert_eq!(running.ended().await.code, 0);
+    assert!(named.iter().any(|id| id.contains("poison")), "Variance never takes those, but {named:?} are named");
+    ledger.check(&sent.ids, &sent.unanswered, &named, 0, 0);
+}
+
+/// Makes the weather change a few times.
+async fn storms(variance: &Variance, ledger: &Arc<Ledger>, rng: &mut Rng, count: usize) {
+    for _ in 0..count {
+        let faulty = [0.0, 0.2, 0.9, 1.0].map(Weather::Faulty);
+        let weather = [&faulty[..], &[Weather::Limited, Weather::Crowded]].concat()[rng.usize(0..6)];
+        variance.script(ledger.script(weather, rng.fork()));
+        variance.accepting(if rng.u8(0..4) == 0 { Accepting::Resetting } else { Accepting::Normally });
+        sleep(Duration::from_millis(rng.u64(100..400))).await;
+    }
+    variance.accepting(Accepting::Normally);
+}
+
 /// The stand-in's treatment of requests for a while.
 #[derive(Clone, Copy, Debug)]
 enum Weather {
@@ -184,6 +268,8 @@ enum Weather {
     Limited,
     /// It has room for a few requests at once, each for a while, and answers 503 beyond that.
     Crowded,
+    /// It takes nothing, and asks for a pause of five minutes.
+    Away,
 }
 
 /// Returns an id. Of every twenty, about one is refused by the stand-in, and another makes it fail while the weather is
@@ -223,6 +309,7 @@ impl Ledger {
             assert_eq!(message["properties"], json!({"of": id, "digits": 12345678901234567890_u64}), "altered");
             let mut rng = rng.lock().unwrap();
             let behaviour = match weather {
+                Weather::Away => Behaviour::StatusWith(429, "Retry-After: 300\r\n".to_owned()),
                 _ if !matches!(weather, Weather::Fair) && id.ends_with("poison-500") => Behaviour::Status(500),
                 _ if !matches!(weather, Weather::Fair) && id.ends_with("poison-403") => Behaviour::Status(403),
                 _ if !matches!(weather, Weather::Fair) && id.ends_with("poison-503") => {
@@ -250,14 +337,26 @@ impl Ledger {
         }
     }
 
-    /// Checks that every event ended once, as it had to, apart from one duplicate at most for each reply that came too
-    /// late: requests whose reply the stand-in lost do not count as ends. Returns how many replies were lost, and how
-    /// many duplicates there were.
-    fn check(&self, sent: &[String], unanswered: &HashSet<String>, late_replies: usize, seed: u64) -> (usize, usize) {
+    /// Checks that every event ended once, as it had to, unless it was named as lost, and apart from one duplicate at
+    /// most for each reply that came too late: requests whose reply the stand-in lost do not count as ends. Returns how
+    /// many replies were lost, and how many duplicates there were.
+    fn check(
+        &self,
+        sent: &[String],
+        unanswered: &HashSet<String>,
+        named: &HashSet<String>,
+        late_replies: usize,
+        seed: u64,
+    ) -> (usize, usize) {
         let entries = self.entries.lock().unwrap();
         assert!(entries.keys().all(|id| sent.contains(id)), "seed {seed}: invented");
         for id in sent {
-            let Some(entry) = entries.get(id) else {
+            let entry = entries.get(id);
+            if named.contains(id) {
+                assert!(entry.is_none_or(|entry| entry.ends.is_empty()), "seed {seed}: {id} is named and has arrived");
+                continue;
+            }
+            let Some(entry) = entry else {
                 assert!(unanswered.contains(id), "seed {seed}: {id} is lost");
                 continue;
             };
@@ -328,17 +427,87 @@ fn take(rng: &mut Rng, id: &str) -> Behaviour {
 
 /// PostHog's sending side.
 struct Sender {
-    client: reqwest::Client,
+    client: Client,
     webhook: String,
     batch: String,
     ledger: Arc<Ledger>,
     rng: Rng,
 }
 
+/// Several senders at work.
+struct Senders {
+    ids: Vec<String>,
+    tasks: JoinSet<(u64, Vec<String>)>,
+}
+
+/// The work of several senders.
+struct Sent {
+    ids: Vec<String>,
+    sent_again: u64,
+    /// Events without any reply.
+    unanswered: HashSet<String>,
+}
+
+impl Senders {
+    /// Starts so many senders of webhooks, with so many events each, and two of batches.
+    fn start(url: &str, ledger: &Arc<Ledger>, rng: &mut Rng, (webhooks, events): (usize, usize)) -> Self {
+        let client = client();
+        let mut senders = Self { ids: Vec::new(), tasks: JoinSet::new() };
+        for worker in 0..webhooks + 2 {
+            let events = if worker < webhooks { events } else { 150 };
+            let ids: Vec<_> = (0..events).map(|n| id(rng, worker, n)).collect();
+            senders.ids.extend(ids.clone());
+            let sender = Sender::new(&client, url, ledger, rng.fork());
+            if worker < webhooks {
+                senders.tasks.spawn(sender.webhooks(ids));
+            } else {
+                senders.tasks.spawn(sender.batch(ids));
+            }
+        }
+        senders
+    }
+
+    /// Starts senders for a program that is about to stop.
+    fn last(url: &str, ledger: &Arc<Ledger>, rng: &mut Rng) -> Self {
+        let client = client();
+        let mut senders = Self { ids: Vec::new(), tasks: JoinSet::new() };
+        for worker in 0..8 {
+            let ids: Vec<_> = (0..20).map(|n| format!("last-{worker}-{n}-good")).collect();
+            senders.ids.extend(ids.clone());
+            senders.tasks.spawn(Sender::new(&client, url, ledger, rng.fork()).once(ids));
+        }
+        senders
+    }
+
+    async fn done(mut self) -> Sent {
+        let mut sent = Sent { ids: self.ids, sent_again: 0, unanswered: HashSet::new() };
+        while let Some(result) = self.tasks.join_next().await {
+            let (sent_again, unanswered) = result.unwrap();
+            sent.sent_again += sent_again;
+            sent.unanswered.extend(unanswered);
+        }
+        sent
+    }
+}
+
 impl Sender {
-    fn new(service: &Service, ledger: &Arc<Ledger>, rng: Rng) -> Self {
-        let (webhook, batch) = (service.url("/webhook"), service.url("/batch"));
-        Self { client: service.client.clone(), webhook, batch, ledger: Arc::clone(ledger), rng }
+    fn new(client: &Client, url: &str, ledger: &Arc<Ledger>, rng: Rng) -> Self {
+        let (webhook, batch) = (format!("{url}/webhook"), format!("{url}/batch"));
+        Self { client: client.clone(), webhook, batch, ledger: Arc::clone(ledger), rng }
+    }
+
+    /// Sends each event once, for as long as anybody answers. Returns the events that were not acknowledged: a program
+    /// that stops has not taken them in.
+    async fn once(self, ids: Vec<String>) -> (u64, Vec<String>) {
+        let mut not_acknowledged = Vec::new();
+        for id in ids {
+            match self.client.post(&self.webhook).body(event(&id)).send().await.map(|reply| reply.status().as_u16()) {
+                Ok(200) => assert!(self.ledger.has_ended(&id), "{id} was acknowledged too early"),
+                Ok(503) | Err(_) => not_acknowledged.push(id),
+                Ok(other) => panic!("{other} for {id}"),
+            }
+        }
+        (0, not_acknowledged)
     }
 
     /// Makes three attempts of 3 s each, with pauses of 1 to 2 s and 2 to 3 s between them. Returns how many it made
@@ -370,17 +539,19 @@ impl Sender {
         (sent_again, unanswered)
     }
 
-    /// Sends the whole batch again and again until it is answered. Returns how many times it was sent again.
+    /// Sends the whole batch again and again until it is answered, or held when all is over. Returns how many times it was sent again.
     async fn batch(mut self, ids: Vec<String>) -> (u64, Vec<String>) {
         let events: Vec<_> = ids.iter().map(event).collect();
         let body = format!(r#"{{"batch":[{}]}}"#, events.join(","));
         for sent_again in 0.. {
+            let is_last = self.ledger.is_over.load(Ordering::SeqCst);
             let status = self.client.post(&self.batch).body(body.clone()).send().await.unwrap().status().as_u16();
             match status {
                 200 => {
                     assert!(ids.iter().all(|id| self.ledger.has_ended(id)), "a batch was acknowledged too early");
                     return (sent_again, Vec::new());
                 }
+                503 if is_last => return (sent_again, Vec::new()),
                 429 | 500..=599 => sleep(Duration::from_millis(self.rng.u64(50..150))).await,
                 other => panic!("{other} for a batch"),
             }

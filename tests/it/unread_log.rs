@@ -1,31 +1,30 @@
 //! A log that nobody reads, or that cannot be written, costs lines and nothing else.
 
 use std::{
-    collections::HashSet,
     fs::File,
     io::{BufRead, BufReader, PipeReader, Read, Write, pipe},
     process::{Child, Command, Stdio},
-    sync::Arc,
     thread,
+    time::Duration,
 };
 
+use futures_util::future;
 use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpSocket, unix::pipe::Sender},
     sync::mpsc,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
     harness::{AUTHORIZATION, PATIENCE, Reply, client},
-    stopping::{assert_all_arrived, fail_some, load},
     variance::{Behaviour, Variance},
 };
 
 /// The trouble with standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
+pub enum Trouble {
     /// It was closed before the start.
     Closed,
     /// Its disk is full.
@@ -38,7 +37,7 @@ enum Trouble {
     Refusing,
 }
 
-const TROUBLES: [Trouble; 5] = [Trouble::Closed, Trouble::Full, Trouble::Gone, Trouble::Blocked, Trouble::Refusing];
+pub const TROUBLES: [Trouble; 5] = [Trouble::Closed, Trouble::Full, Trouble::Gone, Trouble::Blocked, Trouble::Refusing];
 
 /// Returns standard error in this trouble, the shell's redirection for it, and the other end.
 fn standard_error(trouble: Trouble) -> (Stdio, &'static str, Option<PipeReader>) {
@@ -62,17 +61,17 @@ fn standard_error(trouble: Trouble) -> (Stdio, &'static str, Option<PipeReader>)
 }
 
 /// `serve`, whose log is in trouble. It is killed when it is dropped.
-struct Program {
+pub struct Program {
     child: Child,
     client: Client,
-    address: String,
+    pub address: String,
     log: Option<PipeReader>,
     /// Keeps the port from others.
     _reservation: TcpSocket,
 }
 
 impl Program {
-    async fn start(variance: &Variance, trouble: Trouble) -> Self {
+    pub async fn start(variance: &Variance, trouble: Trouble, variables: &[(&str, &str)]) -> Self {
         // The port is chosen here, because the log may not be able to name it.
         let reservation = TcpSocket::new_v4().unwrap();
         reservation.set_reuseaddr(true).unwrap();
@@ -85,11 +84,16 @@ impl Program {
             .envs([("VARIANCE_WEBHOOK_URL", &*variance.url()), ("VARIANCE_AUTHORIZATION", AUTHORIZATION)])
             .envs([("CONNECTOR_LISTEN", &*address), ("CONNECTOR_WEBHOOK_DEADLINE", "1s")])
             .envs([("CONNECTOR_LOG_LEVEL", "debug"), ("CONNECTOR_LOG_FORMAT", "json")])
+            .envs(variables.iter().copied())
             .stderr(stderr)
             .spawn()
             .unwrap();
         let program = Self { child, client: client(), address, log, _reservation: reservation };
-        let ready = async { while program.client.get(program.url("/healthz")).send().await.is_err() {} };
+        let ready = async {
+            while program.client.get(program.url("/healthz")).send().await.is_err() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
         timeout(PATIENCE, ready).await.unwrap_or_else(|_| panic!("{trouble:?}: it does not start"));
         program
     }
@@ -104,7 +108,7 @@ impl Program {
         Reply::of(self.client.post(self.url("/webhook")).body(body)).await.status
     }
 
-    async fn get(&self, path: &str) -> String {
+    pub async fn get(&self, path: &str) -> String {
         Reply::of(self.client.get(self.url(path))).await.text
     }
 
@@ -116,14 +120,23 @@ impl Program {
 
     /// Sends SIGTERM to the program and returns its exit code.
     async fn stop(&mut self) -> Option<i32> {
+        self.terminate();
+        self.ended().await
+    }
+
+    pub fn terminate(&self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    }
+
+    /// Waits for the end of the program and returns its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
         let ended = async {
             loop {
                 if let Some(status) = self.child.try_wait().unwrap() {
                     return status.code();
                 }
-                tokio::task::yield_now().await;
+                sleep(Duration::from_millis(1)).await;
             }
         };
         timeout(PATIENCE, ended).await.expect("it ends")
@@ -140,9 +153,9 @@ impl Drop for Program {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_service_starts_serves_holds_retries_refuses_and_stops_whatever_the_log_is() {
-    for trouble in TROUBLES {
+    future::join_all(TROUBLES.map(|trouble| async move {
         let variance = Variance::start().await;
-        let mut program = Program::start(&variance, trouble).await;
+        let mut program = Program::start(&variance, trouble, &[]).await;
         assert_eq!(program.post(&["delivered"]).await, 200, "{trouble:?}");
 
         variance.script(|received| Behaviour::Status(if received.id() == "refused" { 422 } else { 503 }));
@@ -163,47 +176,14 @@ async fn the_service_starts_serves_holds_retries_refuses_and_stops_whatever_the_
             "{trouble:?}: {dropped}"
         );
         assert_eq!(program.stop().await, Some(0), "{trouble:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_load_and_faults_nothing_that_was_acknowledged_is_lost_whatever_the_log_is() {
-    for trouble in TROUBLES {
-        let variance = Variance::start().await;
-        let ledger = fail_some(&variance);
-        let mut program = Program::start(&variance, trouble).await;
-        let acknowledged = Arc::default();
-        let mut senders = load(&program.address, &acknowledged);
-        // Each request makes a line, and together they are more than a pipe holds.
-        variance.received_at_least(600).await;
-        assert_eq!(program.stop().await, Some(0), "{trouble:?}");
-        while let Some(sender) = senders.join_next().await {
-            sender.unwrap();
-        }
-        assert_all_arrived(&acknowledged, &ledger);
-        let ids = variance.ids();
-        let refused_once = ledger.lock().unwrap().failed.len();
-        assert_eq!(ids.len() - refused_once, HashSet::<&String>::from_iter(&ids).len(), "{trouble:?}: none came twice");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_at_a_stop_is_delivered_whatever_the_log_is() {
-    for trouble in TROUBLES {
-        let variance = Variance::start().await;
-        variance.always(Behaviour::Status(503));
-        let mut program = Program::start(&variance, trouble).await;
-        assert_eq!(program.post(&["held"]).await, 503, "{trouble:?}");
-        variance.always(Behaviour::Status(200));
-        assert_eq!(program.stop().await, Some(0), "{trouble:?}");
-        assert_eq!(variance.ids().last().unwrap(), "held", "{trouble:?}");
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_read_late_is_whole() {
     let variance = Variance::start().await;
-    let mut program = Program::start(&variance, Trouble::Blocked).await;
+    let mut program = Program::start(&variance, Trouble::Blocked, &[]).await;
     // Each request makes a line.
     for n in 0..1000 {
         assert_eq!(program.post(&[&n.to_string()]).await, 200);
@@ -226,7 +206,7 @@ async fn a_log_that_is_read_late_is_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_that_were_dropped_are_counted_and_told_of_once_the_log_is_written_again() {
     let variance = Variance::start().await;
-    let program = Program::start(&variance, Trouble::Refusing).await;
+    let program = Program::start(&variance, Trouble::Refusing, &[]).await;
     assert_eq!(program.post(&["before"]).await, 200);
     let counted = async { while program.lines_dropped().await < 2 {} };
     timeout(PATIENCE, counted).await.expect("they are counted");

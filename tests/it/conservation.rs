@@ -234,7 +234,9 @@ async fn what_is_held_when_the_program_is_terminated_in_a_pause_arrives_once_or_
     let mut named = HashSet::new();
     while let Some(line) = log.next().await {
         let line: Value = serde_json::from_str(&line).unwrap();
-        if line["message"] == "events are lost" && line["reason"] == "the connector stopped before Variance had it" {
+        if line["message"] == "events are lost"
+            && line["reason"] == "the connector stopped before Variance accepted the event"
+        {
             for id in line["uuids"].as_str().unwrap().split(' ') {
                 assert!(named.insert(id.to_owned()), "{id} is named twice");
             }

@@ -244,6 +244,7 @@ async fn what_is_held_when_the_program_is_terminated_in_a_pause_arrives_once_or_
     }
     assert_eq!(running.ended().await.code, 0);
     assert!(named.iter().any(|id| id.contains("poison")), "Variance never takes those, but {named:?} are named");
+    assert!((0..HELD).any(|n| ledger.has_ended(&format!("99-{n}-good"))), "none that came in the pause arrived");
     ledger.check(&sent.ids, &sent.unanswered, &named, 0, 0);
 }
 

@@ -214,6 +214,11 @@ impl Limit {
         self.most = most;
     }
 
+    /// Lets attempts begin at any rate again.
+    pub fn forget_rate(&mut self, now: Instant) {
+        self.rate = Rate::new(now);
+    }
+
     /// Returns the present limit of attempts in flight.
     pub fn value(&self) -> usize {
         (self.bound.value() as usize).clamp(1, self.most)

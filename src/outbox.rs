@@ -289,7 +289,7 @@ impl Outbox {
 
     /// Ends a pause and forgets refusals, which were about another webhook URL, credential or format.
     pub fn destination_changed(&self) {
-        self.0.change(|state, _| state.destination_changed());
+        self.0.change(State::destination_changed);
     }
 
     /// Waits until a reply, or a refusal in doubt, suggests that the webhook URL is wrong.

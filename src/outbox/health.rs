@@ -115,10 +115,9 @@ impl Health {
         self.accepted += 1;
         self.last_success = Some(now);
         (self.refused_in_a_row, self.doubt, self.doubted, self.told.doubt) = (0, None, 0, false);
-        self.answered(now);
     }
 
-    /// Notes that Variance has accepted or refused an event.
+    /// Notes that Variance has accepted or refused an event, and that attempts are not paused.
     pub(super) fn answered(&mut self, now: Instant) {
         if self.outage.take().is_some() {
             self.outage_ended = Some(now);
@@ -225,6 +224,7 @@ mod tests {
 
         let end = start + Duration::from_secs(510);
         health.accepted(end);
+        health.answered(end);
         assert_eq!(health.news(PACING, end), Some(News::Resumed(Duration::from_secs(510))));
         let again = end + PACING.change;
         health.failed(not_found, true, again);

@@ -14,7 +14,7 @@
 //! 5. An event whose time is over is refused if at least three of its failures were each followed by another event's acceptance
 //!    before its own next attempt; else it is abandoned. Failures with a 429 do not count.
 //! 6. A refusal is believed only from a destination that accepts other events: [`Health::believe`].
-//! 7. On a stop, every event is attempted at once, and again every second if it fails.
+//! 7. On a stop, every event is attempted at once, at any rate, and again every second if it fails.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -294,17 +294,20 @@ impl State {
     pub(super) fn finish(&mut self, job: &Job, result: AttemptResult, now: Instant) -> Finished {
         let outcome = match self.health.believe(result) {
             AttemptResult::Accepted => {
-                self.health.accepted(now);
                 self.breaker.accepted(job.in_breaker, now);
+                self.health.accepted(now);
                 Outcome::Delivered
             }
             AttemptResult::Refused(status) => {
-                self.health.answered(now);
                 self.breaker.answered(job.in_breaker);
                 Outcome::Refused(Refusal::Status(status))
             }
             AttemptResult::Failed { fault, retry_after } => return self.failed(job, fault, retry_after, now),
         };
+        // An attempt that began before a pause was set does not end it.
+        if self.breaker.is_closed() {
+            self.health.answered(now);
+        }
         self.limit.note(job.in_limit, Signal::Answered, now);
         Finished { ended: Some(self.end(job.number, outcome, now)), fault: None, has_opened: false }
     }
@@ -315,6 +318,7 @@ impl State {
         entry.fail(fault, self.health.accepted);
         self.suspects += usize::from(entry.is_suspect && !was_suspect);
         let is_alone = match fault {
+            _ if self.is_stopping => true,
             RATE => self.last_limited.replace(job.number).is_none_or(|last| last == job.number),
             _ => entry.is_suspect,
         };
@@ -404,10 +408,11 @@ impl State {
         expiry.into_iter().chain(attempt).chain(self.paced_until).chain(news).min()
     }
 
-    /// Ends the pause and all backoffs, because the process is to stop.
+    /// Ends the pause, the rate and all backoffs, because the process is to stop.
     pub(super) fn stop(&mut self, now: Instant) {
         self.is_stopping = true;
         self.breaker.reset();
+        self.limit.forget_rate(now);
         for (number, entry) in &mut self.entries {
             if let Some(place @ Place::Backlog(_)) = entry.place {
                 self.lanes.remove(*number, place);
@@ -443,7 +448,8 @@ impl State {
     }
 
     /// Forgets the refusals and the pause of the former destination.
-    pub(super) fn destination_changed(&mut self) {
+    pub(super) fn destination_changed(&mut self, now: Instant) {
+        self.limit.forget_rate(now);
         self.identities.forget_refusals();
         self.breaker.reset();
     }

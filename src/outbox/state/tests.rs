@@ -12,6 +12,7 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop, prop_oneof, propte
 
 use super::*;
 use crate::{
+    metrics::StateLabel,
     outbox::{LogPacing, Pacing, identities::IdentityKey},
     variance::Call,
 };
@@ -230,7 +231,7 @@ impl World {
                 self.now = end;
             }
             Step::Change => {
-                self.state.destination_changed();
+                self.state.destination_changed(self.now);
                 (self.pause, self.openings) = (None, 0);
                 self.failed_in_a_row.clear();
                 for event in self.events.values_mut() {
@@ -834,6 +835,40 @@ fn a_stop_voids_the_pause_and_all_backoffs() {
     assert_eq!(world.jobs.len(), CONCURRENCY);
     world.end(world.under_way()[0], status(503, Some(MINUTE)));
     world.fair_weather();
+}
+
+#[test]
+fn a_stop_ends_the_rate_too() {
+    let mut world = World::new(1);
+    world.accept(9);
+    // Two 429s a second after that cut the rate to about one a second.
+    world.take(Step::Wait(900));
+    for id in 0..2 {
+        world.fail(id, status(429, None));
+        world.take(Step::Wait(20));
+    }
+    (2..6).for_each(|id| world.take(Step::HandOver(id, 0)));
+    assert!(world.jobs.len() < CONCURRENCY, "the rate holds them back");
+    world.take(Step::Stop);
+    assert_eq!(world.jobs.len(), CONCURRENCY);
+    for _ in 0..2 {
+        world.end(world.under_way()[0], status(429, None));
+        assert_eq!(world.jobs.len(), CONCURRENCY, "429s do not bring it back");
+    }
+}
+
+#[test]
+fn an_answer_from_before_a_pause_does_not_end_the_outage() {
+    let mut world = World::new(1);
+    (0..2).for_each(|id| world.take(Step::HandOver(id, 0)));
+    world.end(0, status(429, Some(20 * SECOND)));
+    assert_eq!(world.state.health.state, StateLabel::Paused);
+    world.end(1, AttemptResult::Accepted);
+    assert_eq!(world.state.health.state, StateLabel::Paused);
+    world.take(Step::Wait(20_000));
+    assert!(matches!(world.lines[..], [(_, News::Paused(_))]), "{:?}", world.lines);
+    world.end(0, AttemptResult::Accepted);
+    assert_eq!(world.state.health.state, StateLabel::Up);
 }
 
 #[test]

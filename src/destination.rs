@@ -5,8 +5,8 @@
 //!   wrong with them.
 //! * **Connections.** One is closed after a 5xx, a 421 or a broken attempt, so that a bad server behind a balancer does not
 //!   keep it, and after four minutes at most.
-//! * **Unreadable replies.** The client reports nothing of a reply with more headers than that, or whose head is not HTTP, not
-//!   even its status. Variance may have the event, so the event is retried after 10 s, and not at once.
+//! * **Unreadable replies.** The client reports nothing of a reply with more than 256 headers, or whose head is not HTTP, not even
+//!   its status. Variance may have the event, so the event is retried after 10 s, and not at once.
 
 use std::{
     error::Error,
@@ -25,10 +25,7 @@ use rustls::{AlertDescription, CertificateError};
 use tokio::time::timeout;
 use url::Url;
 
-pub use self::{
-    credential::Authorization,
-    network::{Network, Problem},
-};
+pub use self::{credential::Authorization, network::Network};
 use self::{
     credential::Credential,
     resolver::LookUpFailed,
@@ -44,8 +41,11 @@ mod slots;
 /// The `User-Agent` of every request.
 pub const USER_AGENT: &str = concat!("variance-connector/", env!("CARGO_PKG_VERSION"));
 
-/// The most bytes of a reply's body that are read, and the longest time, only to use the connection again.
-const REPLY_LIMIT: (usize, Duration) = (16 << 10, Duration::from_secs(1));
+/// The most bytes of a reply's body that are read, only to use the connection again.
+const MAX_REPLY: usize = 16 << 10;
+
+/// The longest that this may take.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The settings of the destination.
 #[derive(Clone)]
@@ -241,7 +241,7 @@ impl Destination {
             (Ok(Ok(answered)), _) => answered,
             (Ok(Err(error)), look_up) => {
                 let fault = self.named(fault_of(&error), look_up);
-                tracing::debug!(error = Report(&error.without_url()).to_string(), "{fault}");
+                tracing::debug!(error = format!("{:#}", anyhow::Error::new(error.without_url())), "{fault}");
                 return (AttemptResult::failed(fault), Reply(None));
             }
             (Err(_elapsed), look_up) => {
@@ -355,9 +355,8 @@ impl Reply {
         let Some(mut unread) = self.0 else { return };
         let Some((slots, slot)) = unread.slot.take() else { return };
         if unread.reply.content_length() != Some(0) {
-            let (bytes, time) = REPLY_LIMIT;
             let read = async {
-                let mut left = bytes;
+                let mut left = MAX_REPLY;
                 while let Ok(Some(chunk)) = unread.reply.chunk().await {
                     match left.checked_sub(chunk.len()) {
                         Some(less) => left = less,
@@ -366,25 +365,10 @@ impl Reply {
                 }
             };
             // Whether it ended or not makes no difference: dropping a reply that is not read to its end closes the connection.
-            drop(timeout(time, read).await);
+            drop(timeout(REPLY_TIMEOUT, read).await);
         }
         drop(unread);
         slots.give_back(slot);
-    }
-}
-
-/// An error and its causes. None of them names a URL.
-struct Report<'a>(&'a dyn Error);
-
-impl fmt::Display for Report<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

@@ -237,7 +237,7 @@ impl Limit {
 
     /// Returns true if an attempt may begin now. Call this only if there is one to make: if it may not begin, the limit counts
     /// as holding an event back.
-    pub fn permit(&mut self, now: Instant) -> bool {
+    pub fn may_start(&mut self, now: Instant) -> bool {
         let next = self.next();
         if next.is_none() {
             self.held_back = Some(now);

@@ -241,8 +241,19 @@ impl Metrics {
 
     /// Returns all metrics as Prometheus's text, with the values of the moment from `now`.
     pub fn encode(&self, now: Snapshot) -> Vec<u8> {
-        let Snapshot { held_events, held_bytes, held_limit, held_oldest, retry_for, remembered, .. } = now;
-        let Snapshot { attempts_in_flight, attempts_limit, next_attempt, last_success, state, .. } = now;
+        let Snapshot {
+            held_events,
+            held_bytes,
+            held_limit,
+            held_oldest,
+            retry_for,
+            remembered,
+            attempts_in_flight,
+            attempts_limit,
+            next_attempt,
+            last_success,
+            state,
+        } = now;
         set(&self.0.held_events, held_events);
         set(&self.0.held_bytes, held_bytes);
         set(&self.0.held_limit, held_limit);

@@ -167,7 +167,8 @@ impl Pending {
     }
 
     /// Returns how the event ended, or `None` if it is still under way.
-    pub fn get(&self) -> Option<Outcome> {
+    #[cfg(test)]
+    fn get(&self) -> Option<Outcome> {
         self.0.get().copied()
     }
 }
@@ -192,7 +193,7 @@ struct Shared {
     timer: Notify,
     /// Notified when there may be room again.
     room: Notify,
-    stop: CancellationToken,
+    closed: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -217,7 +218,7 @@ impl Outbox {
             metrics,
             timer: Notify::new(),
             room: Notify::new(),
-            stop: CancellationToken::new(),
+            closed: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
         shared.spawn(Arc::clone(&shared).keep_time());
@@ -239,7 +240,10 @@ impl Outbox {
         let handed_over = self.0.change(|state, now| state.hand_over(request, identity, message, now));
         match handed_over {
             HandOver::New(_) | HandOver::TooLarge => {}
-            HandOver::Joined(_) | HandOver::Ended(_) => self.0.joined(&identity),
+            // A re-send, and of other bytes if the id is that of another event.
+            HandOver::Joined(_) | HandOver::Ended(_) => {
+                self.0.metrics.joined(self.0.driven().state.has_same_bytes(&identity));
+            }
             HandOver::Full => self.0.tell_that_full(),
         }
         handed_over
@@ -262,23 +266,7 @@ impl Outbox {
 
     /// Returns the present figures for the metrics.
     pub fn snapshot(&self) -> metrics::Snapshot {
-        let now = Instant::now();
-        let state = &self.0.driven().state;
-        let (held_events, held_bytes) = state.held();
-        let (attempts_in_flight, attempts_limit) = state.in_flight();
-        metrics::Snapshot {
-            held_events,
-            held_bytes,
-            held_limit: self.0.max_held,
-            held_oldest: state.oldest(now),
-            retry_for: state.retry_for(),
-            remembered: state.remembered(),
-            attempts_in_flight,
-            attempts_limit,
-            next_attempt: state.paused(now),
-            last_success: state.health.last_success(),
-            state: state.health.state,
-        }
+        self.0.driven().state.snapshot(Instant::now())
     }
 
     /// Applies other settings from now on, except for `max_held`. Attempts in flight keep the settings they began with.
@@ -310,12 +298,12 @@ impl Outbox {
 
     /// Ends all pauses and backoffs and attempts every held event at once, because the process is to stop.
     pub fn drain(&self) {
-        self.0.change(State::stop);
+        self.0.change(State::drain);
     }
 
     /// Stops all attempts and abandons the events that are still held. Returns their number.
     pub async fn close(&self) -> usize {
-        self.0.stop.cancel();
+        self.0.closed.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
         let abandoned = self.0.driven().state.abandon_all(Instant::now());
@@ -336,7 +324,7 @@ impl Shared {
     fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         // Boxed, because it is large, and would be copied several times.
         let (shared, task) = (Arc::clone(self), Box::pin(task));
-        self.tasks.spawn(async move { shared.stop.run_until_cancelled(task).await });
+        self.tasks.spawn(async move { shared.closed.run_until_cancelled(task).await });
     }
 
     /// Changes the state, starts the attempts that it then allows, and sets the timer earlier if needed.
@@ -412,11 +400,6 @@ impl Shared {
         }
     }
 
-    /// Counts a re-send, by whether it has the same bytes as the event it joins.
-    fn joined(&self, identity: &Identity) {
-        self.metrics.joined(self.driven().state.has_same_bytes(identity));
-    }
-
     /// Counts and logs how an event ended, and wakes those who wait for it.
     fn announce(&self, ended: Ended) {
         let (message, outcome) = (&ended.message, ended.outcome);
@@ -428,7 +411,7 @@ impl Shared {
         self.metrics.ended(message.call.into(), counted, 1);
         if outcome != Outcome::Delivered {
             let reason: &dyn fmt::Display = match outcome {
-                Outcome::Abandoned(_) if self.stop.is_cancelled() => {
+                Outcome::Abandoned(_) if self.closed.is_cancelled() => {
                     &"the connector stopped before Variance accepted the event"
                 }
                 Outcome::Delivered | Outcome::Refused(_) | Outcome::Abandoned(_) => &outcome,

@@ -35,15 +35,12 @@ pub struct Network {
     no_certificate: Arc<NoCertificate>,
 }
 
-/// A description of a variable that is wrong, or that may not do what was meant.
-pub type Problem = String;
-
 impl Network {
     /// Returns the network for `url` without a proxy, and with the system's certificates.
     ///
     /// # Errors
     /// When the URL needs certificates and there are none.
-    pub fn direct(url: &Url) -> Result<Self, Problem> {
+    pub fn direct(url: &Url) -> Result<Self, String> {
         Self::new(url.scheme() == "https", None, |_| None)
     }
 
@@ -54,7 +51,7 @@ impl Network {
     pub fn from_variables(
         url: &Url,
         variable: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
+    ) -> Result<(Self, Vec<String>), Vec<String>> {
         let mut problems = Vec::new();
         let mut warnings = Vec::new();
         let given = proxy(url, &variable, &mut warnings).unwrap_or_else(|problem| {
@@ -73,13 +70,27 @@ impl Network {
         }
     }
 
-    fn new(is_tls: bool, proxy: Option<Proxy>, variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, Problem> {
+    fn new(is_tls: bool, proxy: Option<Proxy>, variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, String> {
         let authorities = if is_tls { authorities(variable)? } else { RootCertStore::empty() };
         let no_certificate = Arc::new(NoCertificate::default());
         let tls = ClientConfig::builder().with_root_certificates(authorities);
         let mut tls = tls.with_client_cert_resolver(Arc::clone(&no_certificate) as Arc<dyn ResolvesClientCert>);
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { proxy, tls, no_certificate })
+    }
+
+    /// Returns a client that uses this network, whatever the environment says.
+    pub fn client(&self, client: ClientBuilder) -> ClientBuilder {
+        let client = client.tls_backend_preconfigured(self.tls.clone()).no_proxy();
+        match &self.proxy {
+            Some(proxy) => client.proxy(proxy.clone()),
+            None => client,
+        }
+    }
+
+    /// True if a server has asked for a client certificate.
+    pub(super) fn was_asked_for_certificate(&self) -> bool {
+        self.no_certificate.was_asked_for.load(Ordering::Relaxed)
     }
 }
 
@@ -101,22 +112,6 @@ impl ResolvesClientCert for NoCertificate {
     }
 }
 
-impl Network {
-    /// Returns a client that uses this network, whatever the environment says.
-    pub fn client(&self, client: ClientBuilder) -> ClientBuilder {
-        let client = client.tls_backend_preconfigured(self.tls.clone()).no_proxy();
-        match &self.proxy {
-            Some(proxy) => client.proxy(proxy.clone()),
-            None => client,
-        }
-    }
-
-    /// True if a server has asked for a client certificate.
-    pub(super) fn was_asked_for_certificate(&self) -> bool {
-        self.no_certificate.was_asked_for.load(Ordering::Relaxed)
-    }
-}
-
 impl fmt::Debug for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Network").field("proxy", &self.proxy.is_some()).finish_non_exhaustive()
@@ -127,8 +122,8 @@ impl fmt::Debug for Network {
 fn proxy(
     url: &Url,
     variable: &impl Fn(&str) -> Option<OsString>,
-    warnings: &mut Vec<Problem>,
-) -> Result<Option<(Proxy, bool)>, Problem> {
+    warnings: &mut Vec<String>,
+) -> Result<Option<(Proxy, bool)>, String> {
     let specific = if url.scheme() == "https" { ["HTTPS_PROXY", "https_proxy"] } else { ["HTTP_PROXY", "http_proxy"] };
     let (specific, general) = (first(specific, variable)?, first(["ALL_PROXY", "all_proxy"], variable)?);
     let Some((name, value)) = specific.or(general) else { return Ok(None) };
@@ -149,7 +144,7 @@ fn proxy(
 fn first(
     names: [&'static str; 2],
     variable: &impl Fn(&str) -> Option<OsString>,
-) -> Result<Option<(&'static str, String)>, Problem> {
+) -> Result<Option<(&'static str, String)>, String> {
     let [upper, lower] = names.map(variable);
     let text = |name, value: OsString| match value.into_string() {
         Ok(value) => Ok(Some((name, value))),
@@ -166,7 +161,7 @@ fn first(
 }
 
 /// Returns an error if a value is not a proxy's URL. The value may have a password, and is not shown.
-fn check_proxy(name: &str, value: &str) -> Result<(), Problem> {
+fn check_proxy(name: &str, value: &str) -> Result<(), String> {
     const RIGHT: &str = "write it as http://host:port or https://host:port";
     let wrong = |what: &str| Err(format!("{name} {what}: {RIGHT}"));
     if value.contains(['"', '\'']) {
@@ -196,7 +191,7 @@ fn never_matches(entry: &str) -> bool {
 }
 
 /// Returns the authorities whose signature makes a certificate trusted.
-fn authorities(variable: impl Fn(&str) -> Option<OsString>) -> Result<RootCertStore, Problem> {
+fn authorities(variable: impl Fn(&str) -> Option<OsString>) -> Result<RootCertStore, String> {
     let given = |name| variable(name).filter(|value| !value.is_empty());
     let (file, dirs) = (given(CERT_FILE), given(CERT_DIR));
     let mut store = RootCertStore::empty();
@@ -254,7 +249,7 @@ mod tests {
 
     const PROXY: &str = "http://proxy.example:3128";
 
-    fn network(url: &str, variables: &[(&str, &str)]) -> Result<(Network, Vec<Problem>), Vec<Problem>> {
+    fn network(url: &str, variables: &[(&str, &str)]) -> Result<(Network, Vec<String>), Vec<String>> {
         // Another test may have been faster.
         drop(rustls::crypto::ring::default_provider().install_default());
         Network::from_variables(&url.parse().unwrap(), |name| {

@@ -9,8 +9,11 @@ use super::bound::Bound;
 /// The longest time to return to a rate that was too high, in seconds: a few rejected attempts in that time are few enough.
 const LONGEST_BACK: f64 = 16.0;
 
-/// The shortest and the longest pause after a 429. Each further 429 without an answer in between doubles the pause.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// The shortest pause after a 429. Each further 429 without an answer in between doubles the pause.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The most that a timer may be late without lowering the rate.
 const LATE: Duration = Duration::from_millis(20);
@@ -34,7 +37,7 @@ pub(super) struct Rate {
 impl Rate {
     pub(super) fn new(now: Instant) -> Self {
         let bound = Bound::new(f64::INFINITY, LONGEST_BACK);
-        Self { bound, next: now, paused: now, pause: PAUSES.0, taken: [0.0; 10], tenth: 0.0, since: 0.0 }
+        Self { bound, next: now, paused: now, pause: SHORTEST_PAUSE, taken: [0.0; 10], tenth: 0.0, since: 0.0 }
     }
 
     pub(super) fn next(&self) -> Instant {
@@ -71,7 +74,7 @@ impl Rate {
 
     pub(super) fn answered(&mut self) {
         self.taken[0] += 1.0;
-        self.pause = PAUSES.0;
+        self.pause = SHORTEST_PAUSE;
     }
 
     /// Notes a 429 to an attempt that `began` then. The time of a pause that Variance `asked` for counts as one without answers.
@@ -81,7 +84,7 @@ impl Rate {
         }
         self.paused = now;
         self.next = self.next.max(now + self.pause);
-        self.pause = (2 * self.pause).min(PAUSES.1);
+        self.pause = (2 * self.pause).min(LONGEST_PAUSE);
         // If it takes nothing at all, that says nothing of a rate. What it counts in a second may be of before the last cut.
         let takes_some = self.taken.iter().any(|taken| *taken > 0.0);
         if takes_some && (!self.bound.is_known() || self.since >= 1.0) {

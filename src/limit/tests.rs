@@ -141,7 +141,7 @@ fn simulate(kind: Kind, seconds: f64, seed: u64) -> Log {
     while now < seconds {
         now += WORK;
         let is_paused = now < pause_over;
-        if !is_paused && limit.permit(at(now)) {
+        if !is_paused && limit.may_start(at(now)) {
             let (reply, time) = destination.post(now, limit.in_flight() + 1);
             in_flight.push(Reverse((at(now + time), attempts.len())));
             attempts.push((limit.start(at(now)), now, reply));
@@ -254,7 +254,7 @@ fn a_limit_that_grew_in_a_slow_moment_falls_back_once_replies_come_at_once() {
     let mut rounds = |reply_time: Duration| {
         for _ in 0..100 {
             let mut attempts = Vec::new();
-            while limit.permit(now) {
+            while limit.may_start(now) {
                 attempts.push(limit.start(now));
             }
             now += reply_time;
@@ -299,7 +299,7 @@ proptest! {
         let mut limit = Limit::new(most, now);
         let mut in_flight = Vec::new();
         for (which, reply, wait) in steps {
-            while limit.permit(now) {
+            while limit.may_start(now) {
                 in_flight.push(limit.start(now));
             }
             prop_assert!((1..=most).contains(&limit.value()) && in_flight.len() <= most);

@@ -13,9 +13,12 @@ use tokio::time::Instant;
 
 use super::{Outcome, Refusal};
 
-/// The most final outcomes of a generation, and its length. Two generations are kept, so an outcome is remembered for at
-/// least this length, unless as many other events end meanwhile.
-const GENERATION: (usize, Duration) = (100_000, Duration::from_secs(60 * 60));
+/// The most final outcomes of a generation. Two generations are kept.
+const MAX_GENERATION: usize = 100_000;
+
+/// The length of a generation: an outcome is remembered for at least as long, unless [`MAX_GENERATION`] other events end
+/// meanwhile.
+const GENERATION: Duration = Duration::from_secs(60 * 60);
 
 /// The unique number of an event, in the order of arrival.
 pub(super) type Number = u64;
@@ -109,7 +112,7 @@ type Table<V> = HashMap<Identity, V, BuildHasherDefault<IdentityHasher>>;
 
 impl Identities {
     pub(super) fn new(refusals_known_for: Duration, now: Instant) -> Self {
-        let generation = || Table::with_capacity_and_hasher(GENERATION.0, BuildHasherDefault::default());
+        let generation = || Table::with_capacity_and_hasher(MAX_GENERATION, BuildHasherDefault::default());
         Self {
             under_way: Table::default(),
             recent: generation(),
@@ -176,12 +179,12 @@ impl Identities {
     /// Begins a generation if the last is full or over, and forgets the one before it.
     fn turn_over(&mut self, now: Instant) {
         let age = now.duration_since(self.since);
-        if self.recent.len() < GENERATION.0 && age < GENERATION.1 {
+        if self.recent.len() < MAX_GENERATION && age < GENERATION {
             return;
         }
         mem::swap(&mut self.recent, &mut self.former);
         self.recent.clear();
-        if age >= 2 * GENERATION.1 {
+        if age >= 2 * GENERATION {
             self.former.clear();
         }
         self.since = now;
@@ -240,7 +243,7 @@ mod tests {
             if under_way.len() > 70_000 {
                 identities.end(under_way.pop_front().unwrap(), Outcome::Delivered, now);
             }
-            assert!(identities.remembered() <= 2 * GENERATION.0, "{}", identities.remembered());
+            assert!(identities.remembered() <= 2 * MAX_GENERATION, "{}", identities.remembered());
         }
         assert_eq!(all(&identities), reserved, "it has grown");
     }
@@ -257,7 +260,7 @@ mod tests {
         };
         // At any age of the generation that it ends in, by time and by number.
         for (minutes, before) in [(1, 99_999), (59, 50_000), (500, 7)] {
-            for (others, time) in [(GENERATION.0 - 1, Duration::ZERO), (0, GENERATION.1 - Duration::from_nanos(1))] {
+            for (others, time) in [(MAX_GENERATION - 1, Duration::ZERO), (0, GENERATION - Duration::from_nanos(1))] {
                 let mut identities = Identities::new(REFUSED_FOR, start);
                 for _ in 0..before {
                     end(&mut identities, start);
@@ -274,13 +277,13 @@ mod tests {
                     "{minutes} min, {before} before, {others} after"
                 );
                 // Not for ever: neither by number …
-                for _ in 0..2 * GENERATION.0 {
+                for _ in 0..2 * MAX_GENERATION {
                     end(&mut identities, then + time);
                 }
                 assert_eq!(identities.look_up(&ended, then + time), None);
                 // … nor by time.
                 let last = end(&mut identities, then + time);
-                assert_eq!(identities.look_up(&last, then + time + 2 * GENERATION.1), None);
+                assert_eq!(identities.look_up(&last, then + time + 2 * GENERATION), None);
                 assert_eq!(identities.remembered(), 0);
             }
         }

@@ -33,6 +33,7 @@ use crate::{
     breaker::{AttemptId, Breaker, Permit},
     destination::{AttemptResult, Fault},
     limit::{Attempt, Limit, Signal},
+    metrics,
     variance::Message,
 };
 
@@ -65,7 +66,7 @@ pub(super) struct State {
     breaker: Breaker,
     /// True if the last probe that was not a live event was the newest event.
     was_newest: bool,
-    is_stopping: bool,
+    is_draining: bool,
     pub(super) health: Health,
     rng: Rng,
 }
@@ -174,7 +175,7 @@ impl State {
             last_limited: None,
             suspects: 0,
             was_newest: false,
-            is_stopping: false,
+            is_draining: false,
             health: Health::default(),
             rng,
         }
@@ -244,7 +245,7 @@ impl State {
             Permit::All => self.lanes.next(now)?,
             Permit::Probe => self.choose_probe(now)?,
         };
-        if !self.limit.permit(now) {
+        if !self.limit.may_start(now) {
             self.paced_until = self.limit.next();
             return None;
         }
@@ -264,7 +265,7 @@ impl State {
     }
 
     fn permit(&self, now: Instant) -> Permit {
-        if self.is_stopping { Permit::All } else { self.breaker.permit(now) }
+        if self.is_draining { Permit::All } else { self.breaker.permit(now) }
     }
 
     /// Moves a live event to the backlog if no sender waits for it any longer. Returns true if it was moved.
@@ -318,7 +319,7 @@ impl State {
         entry.fail(fault, self.health.accepted);
         self.suspects += usize::from(entry.is_suspect && !was_suspect);
         let is_alone = match fault {
-            _ if self.is_stopping => true,
+            _ if self.is_draining => true,
             RATE => self.last_limited.replace(job.number).is_none_or(|last| last == job.number),
             _ => entry.is_suspect,
         };
@@ -326,7 +327,7 @@ impl State {
         let binds_all = fault == RATE || !(entry.is_suspect || self.breaker.accepts(now));
         let asked = retry_after.map(|wait| now + wait);
         let has_opened = match asked.filter(|_| binds_all) {
-            _ if self.is_stopping => false,
+            _ if self.is_draining => false,
             Some(until) => self.breaker.asked(job.in_breaker, until),
             None if entry.is_suspect => {
                 self.breaker.failed_alone(job.in_breaker);
@@ -340,7 +341,7 @@ impl State {
         if matches!(fault, Fault::RefusesAll(_)) && !std::mem::replace(&mut entry.is_doubted, true) {
             self.health.doubted += 1;
         }
-        let due = match self.is_stopping {
+        let due = match self.is_draining {
             true => now + STOPPING.equal_jitter(1, &mut self.rng),
             false => {
                 let wait = self.settings.pacing.backoff.full_jitter(entry.failures, &mut self.rng);
@@ -409,8 +410,8 @@ impl State {
     }
 
     /// Ends the pause, the rate and all backoffs, because the process is to stop.
-    pub(super) fn stop(&mut self, now: Instant) {
-        self.is_stopping = true;
+    pub(super) fn drain(&mut self, now: Instant) {
+        self.is_draining = true;
         self.breaker.reset();
         self.limit.forget_rate(now);
         for (number, entry) in &mut self.entries {
@@ -436,9 +437,22 @@ impl State {
         (self.entries.len(), self.held_bytes)
     }
 
-    /// Returns the number of attempts in flight, and the present limit.
-    pub(super) fn in_flight(&self) -> (usize, usize) {
-        (self.limit.in_flight(), self.limit.value())
+    /// Returns the present figures for the metrics.
+    pub(super) fn snapshot(&self, now: Instant) -> metrics::Snapshot {
+        let oldest = self.entries.first_key_value();
+        metrics::Snapshot {
+            held_events: self.entries.len(),
+            held_bytes: self.held_bytes,
+            held_limit: self.settings.max_held,
+            held_oldest: oldest.map_or(Duration::ZERO, |(_, entry)| now.duration_since(entry.arrived)),
+            retry_for: self.settings.retry_for,
+            remembered: self.identities.remembered(),
+            attempts_in_flight: self.limit.in_flight(),
+            attempts_limit: self.limit.value(),
+            next_attempt: self.paused(now),
+            last_success: self.health.last_success(),
+            state: self.health.state,
+        }
     }
 
     /// Applies other settings from now on, except for `max_held`.
@@ -454,28 +468,15 @@ impl State {
         self.breaker.reset();
     }
 
-    /// Returns the longest that an event may be held.
-    pub(super) fn retry_for(&self) -> Duration {
-        self.settings.retry_for
-    }
-
     /// Returns the number of waiters for held events.
     #[cfg(test)]
     pub(super) fn waiters(&self) -> usize {
         self.entries.values().map(|entry| Arc::strong_count(&entry.outcome) - 1).sum()
     }
 
-    pub(super) fn oldest(&self, now: Instant) -> Duration {
-        self.entries.first_key_value().map_or(Duration::ZERO, |(_, entry)| now.duration_since(entry.arrived))
-    }
-
     /// Whether a known event is one of the same bytes.
     pub(super) fn has_same_bytes(&self, identity: &Identity) -> bool {
         self.identities.has_same_bytes(identity)
-    }
-
-    pub(super) fn remembered(&self) -> usize {
-        self.identities.remembered()
     }
 
     /// Whether an event that comes now will have to wait for a probe that is not its own, and how long at least.

@@ -13,7 +13,7 @@ use crate::{
 
 /// An event that is to be delivered. It no longer needs the body, which takes more memory.
 #[derive(Debug)]
-pub(super) struct Event {
+pub(super) struct Delivery {
     pub message: Message,
     pub identity: Identity,
     /// False if its uuid is random, which is of no use to the sender.
@@ -22,9 +22,9 @@ pub(super) struct Event {
 
 /// One element of a body.
 #[derive(Debug)]
-pub(super) struct Element {
+pub(super) struct Item {
     /// The event to deliver; `None` if the element's fate was known at once.
-    pub event: Option<Event>,
+    pub delivery: Option<Delivery>,
     pub fate: Fate,
 }
 
@@ -48,26 +48,26 @@ pub(super) enum Fate {
 /// All elements of one request. Dropping the account counts those that were not taken in as returned to the sender.
 #[derive(Debug)]
 pub(super) struct Account<'m> {
-    pub elements: Vec<Element>,
+    pub items: Vec<Item>,
     metrics: &'m Metrics,
 }
 
-impl Element {
+impl Item {
     /// The memory that the element takes, with its share of a list that grows by doubling.
     pub(super) fn allocated(&self) -> usize {
-        2 * size_of::<Self>() + self.event.as_ref().map_or(0, |event| event.message.allocated())
+        2 * size_of::<Self>() + self.delivery.as_ref().map_or(0, |delivery| delivery.message.allocated())
     }
 
     fn uuid(&self) -> Option<&str> {
-        self.event.as_ref().filter(|event| event.has_own_id).map(|event| event.message.id())
+        self.delivery.as_ref().filter(|delivery| delivery.has_own_id).map(|delivery| delivery.message.id())
     }
 }
 
 impl<'m> Account<'m> {
     /// Opens the account, and counts the elements whose fate is settled already.
-    pub(super) fn open(elements: Vec<Element>, metrics: &'m Metrics) -> Self {
-        for element in &elements {
-            match element.fate {
+    pub(super) fn open(items: Vec<Item>, metrics: &'m Metrics) -> Self {
+        for item in &items {
+            match item.fate {
                 Fate::Filtered(reason) => {
                     let (call, reason) = reason.labels();
                     metrics.filtered(call, reason)
@@ -76,24 +76,24 @@ impl<'m> Account<'m> {
                 Fate::Returned | Fate::UnderWay | Fate::Ended(_) | Fate::TooLarge => {}
             }
         }
-        Self { elements, metrics }
+        Self { items, metrics }
     }
 
     /// True if any event has been handed over.
     pub(super) fn has_begun(&self) -> bool {
-        self.elements.iter().any(|element| matches!(element.fate, Fate::UnderWay | Fate::Ended(_)))
+        self.items.iter().any(|item| matches!(item.fate, Fate::UnderWay | Fate::Ended(_)))
     }
 
     pub(super) fn settle(&mut self, index: usize, fate: Fate) {
-        self.elements[index].fate = fate;
+        self.items[index].fate = fate;
     }
 
     /// Reports what became of all elements. `why_held` gives the reason why Variance does not have some yet.
     pub(super) fn report(&self, why_held: impl FnOnce() -> String) -> Report {
-        let mut report = Report { received: self.elements.len(), ..Report::default() };
+        let mut report = Report { received: self.items.len(), ..Report::default() };
         let mut held = Vec::new();
-        for (index, element) in self.elements.iter().enumerate() {
-            let (count, reason): (_, &dyn Display) = match &element.fate {
+        for (index, item) in self.items.iter().enumerate() {
+            let (count, reason): (_, &dyn Display) = match &item.fate {
                 // For the sender, an abandoned event is like one that was never taken in.
                 Fate::Returned | Fate::UnderWay | Fate::Ended(Outcome::Abandoned(_)) => {
                     held.push(index);
@@ -112,12 +112,12 @@ impl<'m> Account<'m> {
                 Fate::TooLarge => (&mut report.invalid, &"the event is larger than delivery.max_held"),
             };
             *count += 1;
-            report.problem(index, element.uuid(), reason);
+            report.problem(index, item.uuid(), reason);
         }
         report.held = held.len();
         if !held.is_empty() {
             let reason = why_held();
-            held.into_iter().for_each(|index| report.problem(index, self.elements[index].uuid(), &reason));
+            held.into_iter().for_each(|index| report.problem(index, self.items[index].uuid(), &reason));
         }
         report
     }
@@ -125,7 +125,7 @@ impl<'m> Account<'m> {
 
 impl Drop for Account<'_> {
     fn drop(&mut self) {
-        let returned = self.elements.iter().filter(|element| matches!(element.fate, Fate::Returned));
+        let returned = self.items.iter().filter(|item| matches!(item.fate, Fate::Returned));
         self.metrics.ended(CallLabel::None, OutcomeLabel::Returned, returned.count());
     }
 }

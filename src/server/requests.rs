@@ -36,7 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Server,
-    account::{Account, Element, Event, Fate},
+    account::{Account, Delivery, Fate, Item},
     connections::Seat,
     memory::{Charge, Memory, Strangers},
     reply::Reply,
@@ -163,7 +163,7 @@ impl Requests {
         body: &mut Body,
         seat: &Arc<Seat>,
         deadline: Instant,
-    ) -> Result<(Vec<Element>, Charge), Reply> {
+    ) -> Result<(Vec<Item>, Charge), Reply> {
         if self.draining.is_cancelled() {
             return Err(Reply::draining());
         }
@@ -189,7 +189,7 @@ impl Requests {
         let mut received = Received { bytes, encoding, charge };
         if let Proof::Unproven { signature, api_key, otherwise } = proof {
             let is_proven;
-            (received, is_proven) = self.prove(received, headers, signature, api_key, deadline).await?;
+            (received, is_proven) = self.authenticate_body(received, headers, signature, api_key, deadline).await?;
             if !is_proven {
                 return Err(deny(otherwise));
             }
@@ -257,7 +257,7 @@ impl Requests {
     }
 
     /// Decides whether a body proves its sender, by a signature or by the `api_key` of its envelope.
-    async fn prove(
+    async fn authenticate_body(
         self: &Arc<Self>,
         received: Received,
         headers: &HeaderMap,
@@ -265,17 +265,17 @@ impl Requests {
         api_key: bool,
         deadline: Instant,
     ) -> Result<(Received, bool), Reply> {
-        let is_proven = move |requests: &Self, headers: &HeaderMap, received: &Received| {
+        let proves = move |requests: &Self, headers: &HeaderMap, received: &Received| {
             signature && requests.server.auth.signature_is_valid(headers, &received.bytes)
                 || api_key && requests.has_api_key(received)
         };
         if received.bytes.len() <= LARGE && (received.encoding.is_none() || !api_key) {
-            let is_proven = is_proven(self, headers, &received);
+            let is_proven = proves(self, headers, &received);
             return Ok((received, is_proven));
         }
         let headers = headers.clone();
         self.aside(&self.large_bodies_of_strangers, received, deadline, move |requests, received| {
-            let is_proven = is_proven(requests, &headers, &received);
+            let is_proven = proves(requests, &headers, &received);
             (received, is_proven)
         })
         .await
@@ -322,7 +322,7 @@ impl Requests {
     }
 
     /// Unpacks and decodes a body, and drops it, since its elements take less memory.
-    fn decode(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Element>, Charge), Reply> {
+    fn decode(&self, received: Received, arrived: SystemTime) -> Result<(Vec<Item>, Charge), Reply> {
         let Received { mut bytes, encoding, mut charge } = received;
         let max_body = self.server.settings.borrow().max_body;
         if let Some(encoding) = encoding {
@@ -338,7 +338,7 @@ impl Requests {
         let mut scratch = Vec::with_capacity(bytes.len().min(SCRATCH));
         let mut refused = None;
         let body = posthog::Body::parse(text, |element| {
-            let mut made = Element { event: None, fate: Fate::Returned };
+            let mut made = Item { delivery: None, fate: Fate::Returned };
             if refused.is_none() {
                 made = self.element(element, arrived, &mut scratch);
                 refused = charge.grow(made.allocated()).err().map(|no_room| {
@@ -361,45 +361,45 @@ impl Requests {
                 Reply::error(StatusCode::BAD_REQUEST, error.to_string())
             }
         })?;
-        charge.shrink_to(body.elements.iter().map(Element::allocated).sum());
+        charge.shrink_to(body.elements.iter().map(Item::allocated).sum());
         Ok((body.elements, charge))
     }
 
     /// Decides what to do about an element, without taking it in. The memory of `scratch` is used on the way.
-    fn element(&self, element: posthog::Element<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Element {
+    fn element(&self, element: posthog::Element<'_>, arrived: SystemTime, scratch: &mut Vec<u8>) -> Item {
         let event = match element.event {
             Ok(event) => event,
-            Err(invalid) => return Element { event: None, fate: Fate::Invalid(invalid) },
+            Err(invalid) => return Item { delivery: None, fate: Fate::Invalid(invalid) },
         };
         let message = match self.server.mapping.borrow().message(&event, arrived, scratch) {
             Ok(message) => message,
             Err(NoMessage::Filtered(filtered)) => {
                 let (uuid, call) = (event.uuid.as_str(), filtered.labels().0);
                 tracing::debug!(uuid, call = call.as_ref(), outcome = "filtered", reason = %filtered, "an event has ended");
-                return Element { event: None, fate: Fate::Filtered(filtered) };
+                return Item { delivery: None, fate: Fate::Filtered(filtered) };
             }
-            Err(NoMessage::Invalid(invalid)) => return Element { event: None, fate: Fate::Invalid(invalid) },
+            Err(NoMessage::Invalid(invalid)) => return Item { delivery: None, fate: Fate::Invalid(invalid) },
         };
         let identity = self.server.outbox.identity(&event.key(), event.raw.as_str().as_bytes());
-        let event = Event { message, identity, has_own_id: !event.uuid.is_random() };
-        Element { event: Some(event), fate: Fate::Returned }
+        let delivery = Delivery { message, identity, has_own_id: !event.uuid.is_random() };
+        Item { delivery: Some(delivery), fate: Fate::Returned }
     }
 
     /// Hands the events over, and replies with what has become of them by `deadline`.
-    async fn forward(&self, elements: Vec<Element>, deadline: Instant) -> Reply {
+    async fn forward(&self, elements: Vec<Item>, deadline: Instant) -> Reply {
         let Server { outbox, metrics, .. } = &*self.server;
         let mut account = Account::open(elements, metrics);
         // While attempts are paused, waiting would be in vain.
         let deadline = outbox.paused().is_none().then_some(deadline);
         let handed_over = self.hand_over(&mut account, deadline).await;
         let report = account.report(|| match (handed_over, outbox.health().reason) {
-            (Err(NoRoom), _) => "the connector holds as many events as it can: send the request again later".to_owned(),
+            (Err(OutboxFull), _) => "the connector holds as many events as it can: send the request again later".to_owned(),
             (Ok(()), Some(fault)) => format!("Variance does not have the event yet ({fault}): send the request again"),
             (Ok(()), None) => "Variance does not have the event yet: send the request again".to_owned(),
         });
         let status = match handed_over {
             Ok(()) => report.status(),
-            Err(NoRoom) => StatusCode::TOO_MANY_REQUESTS,
+            Err(OutboxFull) => StatusCode::TOO_MANY_REQUESTS,
         };
         let paused = || outbox.paused().unwrap_or_default().as_secs_f64().ceil().max(1.0) as u64;
         let retry_after = (report.held > 0).then(paused);
@@ -411,11 +411,11 @@ impl Requests {
     ///
     /// # Errors
     /// When there is no room for the first event. Room for a later one is waited for.
-    async fn hand_over(&self, account: &mut Account<'_>, deadline: Option<Instant>) -> Result<(), NoRoom> {
+    async fn hand_over(&self, account: &mut Account<'_>, deadline: Option<Instant>) -> Result<(), OutboxFull> {
         let Server { outbox, metrics, .. } = &*self.server;
         let (request, mut under_way) = (outbox.request(), FuturesUnordered::new());
         let mut time_to_reply = pin!(maybe_done(self.time_to_reply(deadline)));
-        'events: for index in 0..account.elements.len() {
+        'events: for index in 0..account.items.len() {
             consume_budget().await;
             while under_way.len() >= WINDOW {
                 match until(time_to_reply.as_mut(), under_way.next()).await.flatten() {
@@ -426,7 +426,7 @@ impl Requests {
             if self.draining.is_cancelled() {
                 break;
             }
-            let Some(Event { message, identity, .. }) = &account.elements[index].event else { continue };
+            let Some(Delivery { message, identity, .. }) = &account.items[index].delivery else { continue };
             let fate = loop {
                 let room = outbox.room();
                 match outbox.hand_over(request, *identity, message) {
@@ -439,7 +439,7 @@ impl Requests {
                         metrics.ended(message.call.into(), OutcomeLabel::Invalid, 1);
                         break Fate::TooLarge;
                     }
-                    HandOver::Full if !account.has_begun() => return Err(NoRoom),
+                    HandOver::Full if !account.has_begun() => return Err(OutboxFull),
                     HandOver::Full => match until(time_to_reply.as_mut(), room).await {
                         Some(()) => {}
                         None => break 'events,
@@ -485,6 +485,10 @@ impl Requests {
         });
     }
 }
+
+/// The error of a request for whose first event there is no room in the outbox.
+#[derive(Clone, Copy)]
+struct OutboxFull;
 
 /// Waits for `news`, or returns `None` once `end` is over.
 async fn until<T>(end: impl Future<Output = ()>, news: impl Future<Output = T>) -> Option<T> {

@@ -148,7 +148,7 @@ struct World {
     /// The request that each live event stands for, and how many of a request's have left without their turn.
     standing: BTreeMap<u8, RequestId>,
     skipped: BTreeMap<RequestId, usize>,
-    is_stopping: bool,
+    is_draining: bool,
     lines: Vec<(Instant, News)>,
     outcomes: Vec<Outcome>,
 }
@@ -192,7 +192,7 @@ impl World {
             waiting: BTreeMap::new(),
             standing: BTreeMap::new(),
             skipped: BTreeMap::new(),
-            is_stopping: false,
+            is_draining: false,
             lines: Vec::new(),
             outcomes: Vec::new(),
         };
@@ -240,8 +240,8 @@ impl World {
                 self.settle();
             }
             Step::Stop => {
-                self.state.stop(self.now);
-                (self.is_stopping, self.pause) = (true, None);
+                self.state.drain(self.now);
+                (self.is_draining, self.pause) = (true, None);
                 let now = self.now;
                 self.events.values_mut().flat_map(|event| &mut event.held).for_each(|held| held.ready = (now, now));
                 self.settle();
@@ -473,7 +473,7 @@ impl World {
     }
 
     fn failed(&mut self, id: u8, attempt: usize, fault: Fault, retry_after: Option<Duration>, finished: Finished) {
-        let (now, accepted, is_stopping) = (self.now, self.accepted, self.is_stopping);
+        let (now, accepted, is_stopping) = (self.now, self.accepted, self.is_draining);
         let takes_events = self.last_accepted.is_some_and(|last| now - last <= RECENT);
         let is_rate = fault == Fault::Status(StatusCode::TOO_MANY_REQUESTS);
         let held = self.held_mut(id);
@@ -496,7 +496,7 @@ impl World {
         let was_open = self.pause.is_some();
         // How long the next pause is, if one begins.
         let mut pause = None;
-        if self.is_stopping {
+        if self.is_draining {
         } else if let Some(wait) = retry_after.filter(|_| binds_all) {
             let until = now + wait;
             if may_shorten || self.pause.as_ref().is_some_and(|pause| until > pause.until) {
@@ -573,13 +573,16 @@ impl World {
         assert_eq!(self.state.held(), (count, count * (BYTES + ENTRY_COST)));
         assert_eq!(self.state.waiters(), self.held().map(|(_, held)| held.waiters.len()).sum::<usize>());
         assert_eq!(self.held().filter(|(_, held)| held.is_in_flight).count(), self.jobs.len());
-        assert_eq!(self.state.in_flight().0, self.jobs.len() + self.being_read);
+        assert_eq!(self.state.limit.in_flight(), self.jobs.len() + self.being_read);
         let suspects: Vec<_> = self.held().filter(|(_, held)| held.is_suspect()).collect();
         assert_eq!(self.state.suspects, suspects.len(), "{suspects:?}");
         let places = self.state.entries.values().filter(|entry| entry.place.is_some()).count();
         assert_eq!(self.state.lanes.len(), places, "what is not in flight stands in one place");
         let oldest = self.held().map(|(_, held)| held.arrived).min();
-        assert_eq!(self.state.oldest(self.now), oldest.map_or(Duration::ZERO, |oldest| self.now - oldest));
+        assert_eq!(
+            self.state.snapshot(self.now).held_oldest,
+            oldest.map_or(Duration::ZERO, |oldest| self.now - oldest)
+        );
         let changes: Vec<_> = self.lines.iter().filter(|(_, news)| !matches!(news, News::RefusesAll(_))).collect();
         for pair in changes.windows(2) {
             assert!(pair[1].0 - pair[0].0 >= LOG.change, "{pair:?}");

@@ -63,8 +63,10 @@ pub struct OutboxSettings {
     pub concurrency: usize,
     /// The longest that an undelivered event is held.
     pub retry_for: Duration,
-    /// True to abandon an event whose time is over and that cannot be called refused. Otherwise only a suspect is abandoned
-    /// (rule 5 of the module `state`), and others are held for as long as Variance is away.
+    /// True to abandon an event whose time is over and that cannot be called refused (rule 5 of the module `state`).
+    /// Otherwise it is held for as long as Variance is away. Only after [`Outbox::complete`], if nothing but suspects is held
+    /// and no event was accepted for `retry_for`, is one that fails abandoned: nothing else would show whether Variance is
+    /// away.
     pub abandon: bool,
     /// The most bytes of memory for undelivered events, bookkeeping included.
     pub max_held: usize,
@@ -294,6 +296,11 @@ impl Outbox {
             }
             room.await;
         }
+    }
+
+    /// Notes that no further event will be handed over.
+    pub fn complete(&self) {
+        self.0.driven().state.complete();
     }
 
     /// Ends all pauses and backoffs and attempts every held event at once, because the process is to stop.

@@ -111,6 +111,11 @@ impl Health {
         AttemptResult::Failed { fault: Fault::RefusesAll(status), retry_after: None }
     }
 
+    /// True if Variance has accepted an event within the last `time`.
+    pub(super) fn has_accepted_within(&self, time: Duration, now: Instant) -> bool {
+        self.last_success.is_some_and(|last| now.duration_since(last) < time)
+    }
+
     pub(super) fn accepted(&mut self, now: Instant) {
         self.accepted += 1;
         self.last_success = Some(now);

@@ -67,6 +67,8 @@ pub(super) struct State {
     /// True if the last probe that was not a live event was the newest event.
     was_newest: bool,
     is_draining: bool,
+    /// No further event will be handed over.
+    is_complete: bool,
     pub(super) health: Health,
     rng: Rng,
 }
@@ -176,6 +178,7 @@ impl State {
             suspects: 0,
             was_newest: false,
             is_draining: false,
+            is_complete: false,
             health: Health::default(),
             rng,
         }
@@ -388,7 +391,10 @@ impl State {
                 Some(Outcome::Refused(Refusal::KeptFailing(fault)))
             }
             last => {
-                let is_abandoned = self.settings.abandon || entry.is_suspect;
+                let are_last = self.is_complete && self.suspects == self.entries.len();
+                let has_failed_since = entry.failed_at == Some(self.health.accepted)
+                    && !self.health.has_accepted_within(self.settings.retry_for, now);
+                let is_abandoned = self.settings.abandon || are_last && has_failed_since;
                 is_abandoned.then_some(Outcome::Abandoned(last.or(self.health.reason)))
             }
         }
@@ -407,6 +413,11 @@ impl State {
         let attempt = attempt.and_then(|due| Some(due.max(self.limit.next()?)));
         let news = self.health.news_due(self.settings.pacing.log, now);
         expiry.into_iter().chain(attempt).chain(self.paced_until).chain(news).min()
+    }
+
+    /// Notes that no further event will be handed over.
+    pub(super) fn complete(&mut self) {
+        self.is_complete = true;
     }
 
     /// Ends the pause, the rate and all backoffs, because the process is to stop.

@@ -393,7 +393,9 @@ impl Requests {
         let deadline = outbox.paused().is_none().then_some(deadline);
         let handed_over = self.hand_over(&mut account, deadline).await;
         let report = account.report(|| match (handed_over, outbox.health().reason) {
-            (Err(OutboxFull), _) => "the connector holds as many events as it can: send the request again later".to_owned(),
+            (Err(OutboxFull), _) => {
+                "the connector holds as many events as it can: send the request again later".to_owned()
+            }
             (Ok(()), Some(fault)) => format!("Variance does not have the event yet ({fault}): send the request again"),
             (Ok(()), None) => "Variance does not have the event yet: send the request again".to_owned(),
         });

@@ -181,6 +181,21 @@ async fn while_variance_is_away_it_waits_even_longer_than_the_service_would() {
 }
 
 #[tokio::test]
+async fn an_outage_that_outlasts_retry_for_costs_no_event() {
+    let variance = Variance::start().await;
+    // Each of two outages is longer than an event may be held.
+    let start = std::time::Instant::now();
+    variance.script(move |_| Behaviour::Status(if [1, 3].contains(&start.elapsed().as_secs()) { 503 } else { 200 }));
+    let program = Program::new(["backfill", "--rate=300", "-"]).to(&variance).env("CONNECTOR_RETRY_FOR", "300ms");
+    let ended = program.input(lines(2000)).run().await;
+    assert_eq!(
+        (ended.code, summary(&ended)),
+        (0, "2,000 events read = 2,000 delivered + 0 filtered + 0 refused + 0 invalid"),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
 async fn an_event_that_variance_always_fails_on_ends_as_refused() {
     let variance = Variance::start().await;
     variance.script(|received| Behaviour::Status(if received.id() == "u7" { 500 } else { 200 }));

@@ -103,7 +103,10 @@ impl Sender<'_> {
                 Some((number, outcome)) = self.outcomes.next() => self.ended(number, outcome),
                 work = self.queue.recv(), if may_take && paced.is_none() => match work {
                     Some(work) => self.take(work),
-                    None => has_more = false,
+                    None => {
+                        has_more = false;
+                        self.outbox.complete();
+                    }
                 },
                 () = sleep_until(paced.unwrap_or_else(Instant::now)), if may_take && paced.is_some() => {}
                 _ = tick.tick() => self.progress.update(self.outbox),

@@ -157,11 +157,6 @@ impl Charge {
         Ok(())
     }
 
-    /// True if the sender is not proven.
-    pub(super) fn is_stranger(&self) -> bool {
-        matches!(self.sender, Sender::Stranger { .. })
-    }
-
     /// The bytes so far.
     pub(super) fn bytes(&self) -> usize {
         self.route.num_permits()

@@ -61,10 +61,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time for which the rest of a body is read after an early reply, so that the sender gets to read the reply.
 const DISCARD_FOR: Duration = Duration::from_secs(5);
 
-/// How many times as large as what has arrived the buffer of a known sender's body becomes, up to [`LARGE`]. That way
-/// most bodies are copied once at most.
-const GROWTH: usize = 16;
-
 /// The initial size of the buffer for the mapping: most messages find room in it.
 const SCRATCH: usize = 4 << 10;
 
@@ -220,7 +216,6 @@ impl Requests {
         if limit > max_body {
             return Err(Reply::too_large(max_body));
         }
-        let soon = if charge.is_stranger() { 0 } else { LARGE };
         let whole = async {
             let mut whole = Vec::new();
             loop {
@@ -239,7 +234,7 @@ impl Requests {
                     return Err(Reply::too_large(max_body));
                 }
                 if len > whole.capacity() {
-                    let capacity = (2 * len).max(soon.min(GROWTH * len)).min(limit);
+                    let capacity = (2 * whole.len()).min(limit).max(len);
                     charge.grow(capacity - whole.capacity())?;
                     whole.reserve_exact(capacity - whole.len());
                 }

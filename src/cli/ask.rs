@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::anyhow;
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, StatusCode, redirect::Policy};
 
 use crate::config::{self, Flags};
 
@@ -48,7 +48,7 @@ impl Service {
     pub(super) fn at(listen: SocketAddr) -> anyhow::Result<Self> {
         let addresses = within_reach(listen);
         // Nothing here speaks TLS, and an image may have no root certificates.
-        let client = Client::builder().no_proxy().tls_certs_only([]).timeout(TIMEOUT);
+        let client = Client::builder().no_proxy().tls_certs_only([]).redirect(Policy::none()).timeout(TIMEOUT);
         let client = client.resolve_to_addrs(NAME, &addresses).build()?;
         Ok(Self { address: addresses[0], client })
     }

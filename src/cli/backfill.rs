@@ -65,7 +65,7 @@ const MIN_WINDOW: usize = 256;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Files with PostHog's events, plain or packed: exports, or bodies of requests; `-` is standard input
-    #[arg(value_name = "FILE", required_unless_present = "from_posthog", conflicts_with = "from_posthog")]
+    #[arg(value_name = "FILE", required_unless_present_any = ["from_posthog", "ingested", "ingested_since", "lost", "after"], conflicts_with = "from_posthog")]
     files: Vec<PathBuf>,
     /// Read the events from PostHog's Query API, with the settings `posthog.…`
     #[arg(long)]
@@ -107,6 +107,9 @@ pub(super) struct Args {
 
 /// Forwards everything and reports what became of it. Fails if any of it failed.
 pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+    if let Some(problem) = problem(&args, Timestamp::now()) {
+        return Err(config::Error { problems: vec![problem] }.into());
+    }
     let flags = Flags { config: args.config.clone(), ..Flags::default() };
     let variables: Vec<_> = variables.into_iter().collect();
     let posthog = args.from_posthog.then(|| config::posthog(&flags, variables.clone())).transpose();
@@ -117,9 +120,6 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
             return Err(config::Error { problems: problems.collect() }.into());
         }
     };
-    if let Some(problem) = problem(&args, Timestamp::now()) {
-        return Err(config::Error { problems: vec![problem] }.into());
-    }
     let warnings: BTreeSet<_> =
         forwarding.warnings.iter().chain(posthog.iter().flat_map(|posthog| &posthog.warnings)).collect();
     for warning in warnings {

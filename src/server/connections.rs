@@ -13,7 +13,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -44,6 +44,10 @@ use crate::{metrics::Metrics, repeated::Repeated};
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
 pub const MAX_CONNECTIONS: usize = 2048;
 
+/// The most connections with a request of a known sender. The others can be closed for a new one at any time, so health
+/// checks get through.
+const MAX_BUSY: usize = MAX_CONNECTIONS - 64;
+
 /// The longest head of a request, and the most of a body that a connection reads ahead. With this limit a connection
 /// takes some 24 KiB at most; with hyper's own it would take over 400.
 const MAX_BUFFER: usize = 16 << 10;
@@ -73,8 +77,12 @@ pub(super) struct Seats {
     places: Mutex<HashMap<u64, Arc<Place>>>,
     /// Counts how often a connection has become idle.
     clock: AtomicU64,
+    /// The number of connections that are not idle.
+    busy: AtomicUsize,
     /// Notified when one more is idle.
     more: Notify,
+    /// Notified when one that was to be closed turns out to be busy.
+    escaped: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -140,12 +148,11 @@ impl Connections {
     async fn make_room(&self, permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
         let mut permit = pin!(Arc::clone(permits).acquire_owned());
         loop {
-            if permits.available_permits() == 0 && self.seats.close_longest() {
-                return permit.await.expect("it is never closed");
-            }
+            let is_closing = permits.available_permits() == 0 && self.seats.close_longest();
             tokio::select! {
                 permit = &mut permit => return permit.expect("it is never closed"),
-                () = self.seats.more.notified() => {}
+                () = self.seats.more.notified(), if !is_closing => {}
+                () = self.seats.escaped.notified(), if is_closing => {}
             }
         }
     }
@@ -198,10 +205,15 @@ impl Seat {
         self.is_owed_reply.store(true, Ordering::Relaxed);
     }
 
-    /// Keeps the connection from being closed for another: its sender is known and waits for a reply.
-    pub(super) fn keep(self: &Arc<Self>) -> Busy {
+    /// Keeps the connection from being closed for another: its sender is known and waits for a reply. Returns `None` if
+    /// too many are kept already.
+    pub(super) fn keep(self: &Arc<Self>) -> Option<Busy> {
+        if self.seats.busy.load(Ordering::Relaxed) >= MAX_BUSY {
+            return None;
+        }
+        self.seats.busy.fetch_add(1, Ordering::Relaxed);
         self.place.idle_since.store(0, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        Some(Busy(Arc::clone(self)))
     }
 
     fn rest(&self) {
@@ -212,6 +224,7 @@ impl Seat {
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.0.seats.busy.fetch_sub(1, Ordering::Relaxed);
         self.0.rest();
     }
 }
@@ -250,7 +263,15 @@ async fn connection(
         // Writing goes first: a connection is closed for another only when nothing is left to write.
         biased;
         result = connection.as_mut() => result,
-        () = seat.place.close.cancelled() => Ok(()),
+        () = seat.place.close.cancelled() => match seat.place.idle_since() {
+            Some(_) => Ok(()),
+            // A request has come in since.
+            None => {
+                seat.seats.escaped.notify_one();
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        },
         () = ending.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

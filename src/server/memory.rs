@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::connections::{Busy, Seat};
+use super::connections::Busy;
 use crate::inflate::NoRoom;
 
 /// The memory of a route beyond its bodies. The events of a body can take more than the body, and if there were no room
@@ -136,8 +136,8 @@ impl Charge {
 
     /// Creates an empty charge, which grows within the memory of a route. The connection is kept until the request is
     /// answered.
-    pub(super) fn of_known(route: &Memory, seat: &Arc<Seat>) -> Self {
-        Self::new(route, Sender::Known { _busy: seat.keep() })
+    pub(super) fn of_known(route: &Memory, busy: Busy) -> Self {
+        Self::new(route, Sender::Known { _busy: busy })
     }
 
     fn new(route: &Memory, sender: Sender) -> Self {
@@ -169,8 +169,8 @@ impl Charge {
 
     /// Notes that the sender is proven: its body is no longer a stranger's, and its connection is kept until the
     /// request is answered.
-    pub(super) fn prove(&mut self, seat: &Arc<Seat>) {
-        self.sender = Sender::Known { _busy: seat.keep() };
+    pub(super) fn prove(&mut self, busy: Busy) {
+        self.sender = Sender::Known { _busy: busy };
     }
 
     /// Keeps the body from giving way to others from now on, because it is in use.
@@ -202,7 +202,7 @@ impl Drop for Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::connections::Seats;
+    use crate::server::connections::{Seat, Seats};
 
     fn room(memory: &Memory) -> usize {
         memory.0.available_permits()
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(charge.grow(8), Ok(()));
         assert_eq!(charge.grow(3), Err(NoRoom));
         assert_eq!(rooms(), (92, 2));
-        charge.prove(&Seat::new("127.0.0.1:1".parse().unwrap(), &Arc::<Seats>::default()));
+        charge.prove(Seat::new("127.0.0.1:1".parse().unwrap(), &Arc::<Seats>::default()).keep().unwrap());
         assert_eq!(rooms(), (92, 10));
         assert_eq!(charge.grow(92), Ok(()));
         assert_eq!(charge.grow(1), Err(NoRoom));

@@ -95,6 +95,12 @@ impl Reply {
         Self::error(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than server.max_body ({limit})"))
     }
 
+    /// The reply to a request beyond those that may be in flight.
+    pub(super) fn too_many() -> Self {
+        let reason = "the connector has as many requests in flight as it can take: send the request again";
+        Self::error(StatusCode::TOO_MANY_REQUESTS, reason)
+    }
+
     /// The reply to an unknown path.
     pub(super) fn no_such_path() -> Self {
         Self::error(StatusCode::NOT_FOUND, "no such path: events go to /webhook or /batch")

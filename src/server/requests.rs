@@ -176,7 +176,7 @@ impl Requests {
         let encoding = Encoding::of(headers).map_err(unsupported)?;
 
         let mut charge = match proof {
-            Proof::Proven => Charge::of_known(&route.bodies, seat),
+            Proof::Proven => Charge::of_known(&route.bodies, seat.keep().ok_or_else(Reply::too_many)?),
             Proof::Unproven { .. } => Charge::of_stranger(&route.bodies, &self.strangers),
         };
         let bytes = self.read(body, &mut charge, deadline.min(Instant::now() + BODY_TIMEOUT)).await?;
@@ -189,7 +189,7 @@ impl Requests {
             if !is_proven {
                 return Err(deny(otherwise));
             }
-            received.charge.prove(seat);
+            received.charge.prove(seat.keep().ok_or_else(Reply::too_many)?);
         }
 
         let size = received.bytes.len();

@@ -9,7 +9,13 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify, task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+    task::JoinSet,
+    time::timeout,
+};
 
 use crate::{
     harness::{self, PATIENCE, Reply},
@@ -175,4 +181,38 @@ async fn more_idle_connections_than_there_may_be_keep_nobody_out_and_end_no_requ
     let event = json!({"event": "e", "uuid": "second"}).to_string();
     let request = client.post(format!("http://{address}/webhook")).bearer_auth(TOKEN).body(event);
     assert_eq!(Reply::of(request).await.status, 200, "a new connection is served");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_requests_as_there_may_be_keep_no_health_check_out() {
+    const CONNECTIONS: u64 = 2_100;
+    rlimit::increase_nofile_limit(2 * CONNECTIONS).unwrap();
+    let variance = Variance::start().await;
+    variance.always(Behaviour::BytesThenSilence(Vec::new()));
+    let program = Program::serve(&variance).env("CONNECTOR_TOKEN", TOKEN);
+    let program = program.env("CONNECTOR_WEBHOOK_DEADLINE", "60s").env("CONNECTOR_ATTEMPT_TIMEOUT", "60s");
+    let (_running, address) = program.ready().await;
+    let mut replies = JoinSet::new();
+    for n in 0..CONNECTIONS {
+        let mut stream = timeout(PATIENCE, TcpStream::connect(&address)).await.unwrap().unwrap();
+        let event = json!({"event": "e", "uuid": format!("{n:04}")}).to_string();
+        let head = format!(
+            "POST /webhook HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\r\n",
+            event.len()
+        );
+        stream.write_all((head + &event).as_bytes()).await.unwrap();
+        replies.spawn(async move {
+            let mut reply = vec![0; 12];
+            stream.read_exact(&mut reply).await.ok().map(|_| String::from_utf8(reply).unwrap())
+        });
+    }
+    let ended = Program::new(["healthcheck"]).env("CONNECTOR_LISTEN", &address).run().await;
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    // All those that are not taken in are told so, and no other is answered before its time.
+    let mut refused = 0;
+    while refused < CONNECTIONS - 1984 {
+        let reply = timeout(PATIENCE, replies.join_next()).await.unwrap().unwrap().unwrap();
+        assert!(reply.as_deref().is_none_or(|reply| reply == "HTTP/1.1 429"), "{reply:?}");
+        refused += 1;
+    }
 }

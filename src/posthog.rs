@@ -1,5 +1,7 @@
-//! The events that PostHog and its SDKs send: bodies of four shapes, whose elements are decoded into [`Event`]s in one
-//! walk.
+//! The events that PostHog and its SDKs send: bodies of four shapes, whose elements are decoded into [`Event`]s.
+//!
+//! One walk over the bytes does it all, unless a batch may have its `sent_at` behind it: that is looked for first, and
+//! if the guess where it stands was wrong, the batch is decoded again.
 //!
 //! Decoding is lenient where PostHog is (any field may be absent or of another type) and keeps every value as it was
 //! written. An element that is no event is [`Invalid`], which does not affect its neighbours.
@@ -34,8 +36,8 @@ const MAX_PROPERTIES: usize = MAX_ELEMENT_BYTES / 5;
 pub struct Body<'a, T> {
     /// The values made from the elements, in their order.
     pub elements: Vec<T>,
-    /// The members around the elements.
-    pub envelope: Envelope<'a>,
+    /// When the batch was sent, if the elements are those of a batch.
+    pub sent_at: Option<Raw<'a>>,
 }
 
 /// One element of a body: a webhook destination's body, a bare event, or neither.
@@ -45,15 +47,6 @@ pub struct Element<'a> {
     pub raw: Raw<'a>,
     /// The event in it, or the reason why it is none.
     pub event: Result<Event<'a>, Invalid>,
-}
-
-/// The members of a `{"batch": […]}` beside its events.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Envelope<'a> {
-    /// The sender's credential: the only one that PostHog's batch export and SDKs can send.
-    pub api_key: Option<Raw<'a>>,
-    /// When the batch was sent.
-    pub sent_at: Option<Raw<'a>>,
 }
 
 /// The reason why a body as a whole cannot be taken.
@@ -111,31 +104,6 @@ pub enum Invalid {
     ActionWebhook,
 }
 
-impl<'a> Envelope<'a> {
-    /// Reads the members around the elements of a body, and makes nothing of the elements. A body without a batch has
-    /// an empty envelope.
-    fn read(text: &'a str) -> Result<Self, SyntaxError> {
-        let mut scanner = scanner_of(text);
-        let (mut envelope, mut batch) = (Self::default(), None);
-        if scanner.next_byte() == Some(b'{') {
-            scanner.object(|scanner, key| {
-                let value = scanner.value()?.non_null();
-                match &*key.unescaped() {
-                    b"api_key" => envelope.api_key = value,
-                    b"sent_at" => envelope.sent_at = value,
-                    b"batch" => batch = value,
-                    _ => {}
-                }
-                Ok::<_, SyntaxError>(())
-            })?;
-        } else {
-            scanner.value()?;
-        }
-        scanner.end()?;
-        Ok(if batch.is_some_and(Raw::is_array) { envelope } else { Self::default() })
-    }
-}
-
 impl<'a, T> Body<'a, T> {
     /// Walks over `text` and makes something of each element. The text must be JSON from its first byte to its last,
     /// but for a byte order mark.
@@ -150,7 +118,7 @@ impl<'a, T> Body<'a, T> {
     fn walk(text: &'a str, mut make: impl FnMut(Element<'a>) -> T) -> Result<Self, BodyError> {
         let mut scanner = scanner_of(text);
         let mut elements = Vec::new();
-        let mut envelope = Envelope::default();
+        let mut sent_at = None;
         let mut walk = |scanner: &mut Scanner<'a>, elements: &mut Vec<T>, sent_at| {
             elements.clear();
             scanner.array(|scanner| {
@@ -166,10 +134,10 @@ impl<'a, T> Body<'a, T> {
             Some(b'{') => {
                 // The time of sending is needed for each event of a batch, so it is read first, once, unless the batch comes
                 // last in the body.
-                let (mut sent_at, mut is_read) = (None, is_batch_last(text));
+                let mut is_read = is_batch_last(text);
                 let mut batch = |scanner: &mut Scanner<'a>, sent_before: Option<Raw<'a>>| {
                     if !mem::replace(&mut is_read, true) {
-                        sent_at = Envelope::read(text)?.sent_at;
+                        sent_at = sent_at_of(text)?;
                     }
                     sent_at = sent_at.or(sent_before);
                     walk(scanner, &mut elements, sent_at)
@@ -177,13 +145,14 @@ impl<'a, T> Body<'a, T> {
                 let outer = Fields::scan(&mut scanner, Place::Body(&mut batch))?;
                 match outer.batch.filter(|batch| batch.is_array()) {
                     Some(batch) => {
-                        envelope = Envelope { api_key: outer.api_key, sent_at: outer.event.sent_at };
                         // The guess was wrong: the time follows the batch, or the body has both twice.
-                        if envelope.sent_at != sent_at {
-                            walk(&mut Scanner::new(batch.as_str()), &mut elements, envelope.sent_at)?;
+                        if outer.event.sent_at != sent_at {
+                            sent_at = outer.event.sent_at;
+                            walk(&mut Scanner::new(batch.as_str()), &mut elements, sent_at)?;
                         }
                     }
                     None => {
+                        sent_at = None;
                         elements.clear();
                         elements.push(make(outer.element(None)));
                     }
@@ -196,7 +165,7 @@ impl<'a, T> Body<'a, T> {
             }
         }
         scanner.end()?;
-        Ok(Self { elements, envelope })
+        Ok(Self { elements, sent_at })
     }
 }
 
@@ -213,6 +182,21 @@ impl<'a> Body<'a, Raw<'a>> {
 /// Creates a scanner that starts after the byte order mark that a body may have.
 fn scanner_of(body: &str) -> Scanner<'_> {
     Scanner::new(body.strip_prefix('\u{feff}').unwrap_or(body))
+}
+
+/// Reads the `sent_at` of a body that is an object, and makes nothing of its other members.
+fn sent_at_of(body: &str) -> Result<Option<Raw<'_>>, SyntaxError> {
+    let mut scanner = scanner_of(body);
+    let mut sent_at = None;
+    scanner.object(|scanner, key| {
+        let value = scanner.value()?;
+        if *key.unescaped() == *b"sent_at" {
+            sent_at = value.non_null();
+        }
+        Ok::<_, SyntaxError>(())
+    })?;
+    scanner.end()?;
+    Ok(sent_at)
 }
 
 /// True if a body ends as one does whose batch is its last member.
@@ -311,13 +295,13 @@ pub struct Properties<'a> {
 
 impl<'a> Event<'a> {
     /// Decodes an element that stands by itself, `{"event": {…}, "person": {…}}` or `{"event": "name", …}`, and makes
-    /// something of it.
+    /// something of it. If it is one of a batch, `sent_at` is when that was sent.
     pub fn decode<T>(
         element: Raw<'_>,
-        envelope: &Envelope<'_>,
+        sent_at: Option<Raw<'_>>,
         make: impl FnOnce(Result<Event<'_>, Invalid>) -> T,
     ) -> T {
-        let element = Element::scan(&mut Scanner::new(element.as_str()), envelope.sent_at);
+        let element = Element::scan(&mut Scanner::new(element.as_str()), sent_at);
         element.expect("a raw value has been checked").complete(|element| make(element.event))
     }
 
@@ -386,7 +370,6 @@ struct Fields<'a> {
     inner: Option<Box<Self>>,
     text: Option<Raw<'a>>,
     batch: Option<Raw<'a>>,
-    api_key: Option<Raw<'a>>,
 }
 
 impl<'a> Fields<'a> {
@@ -440,7 +423,6 @@ impl<'a> Fields<'a> {
             b"person_properties" => &mut event.person_properties,
             b"groups" => &mut event.groups,
             b"text" => &mut self.text,
-            b"api_key" => &mut self.api_key,
             _ => return scanner.value().map(drop).map_err(BodyError::from),
         };
         *field = scanner.value()?.non_null();

@@ -21,7 +21,7 @@ use crate::{
     destination::Destination,
     json::Raw,
     mapping::MappingSettings,
-    posthog::{Envelope, Event},
+    posthog::Event,
     query_api::{PosthogSettings, Query, QueryApi, QueryError},
     service::ServiceSettings,
     variance::{Call, Message},
@@ -221,7 +221,7 @@ fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message 
     };
     let text = event.to_string();
     let element = Raw::parse(&text).expect("it is an object");
-    Event::decode(element, &Envelope::default(), |event| {
+    Event::decode(element, None, |event| {
         mapping.message(&event.expect("it has a name"), now, &mut Vec::new()).expect("nothing filters it")
     })
 }

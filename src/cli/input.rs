@@ -16,7 +16,7 @@ use std::{
 use self::unpack::{BYTE_ORDER_MARK, unpack};
 use crate::{
     json::{Raw, Scanner},
-    posthog::{self, Body, BodyError, Envelope, Event},
+    posthog::{self, Body, BodyError, Event},
 };
 
 mod unpack;
@@ -175,7 +175,7 @@ impl<'r> Reading<'r> {
                 let is_single = body.elements.first().is_some_and(|first| first.as_str().len() == bytes.len());
                 for (index, element) in body.elements.iter().enumerate() {
                     let index = (!is_single).then_some(index);
-                    self.element(Place { index, ..place }, *element, &body.envelope)?;
+                    self.element(Place { index, ..place }, *element, body.sent_at)?;
                 }
                 Ok(())
             }
@@ -189,9 +189,9 @@ impl<'r> Reading<'r> {
         }
     }
 
-    fn element(&mut self, place: Place<'r>, element: Raw<'_>, envelope: &Envelope<'_>) -> anyhow::Result<()> {
-        let original = Original { bytes: element.as_str().as_bytes(), sent_at: envelope.sent_at };
-        Event::decode(element, envelope, |event| match event {
+    fn element(&mut self, place: Place<'r>, element: Raw<'_>, sent_at: Option<Raw<'_>>) -> anyhow::Result<()> {
+        let original = Original { bytes: element.as_str().as_bytes(), sent_at };
+        Event::decode(element, sent_at, |event| match event {
             Ok(event) => (self.take)(Item::Event(place, &event, original)),
             Err(posthog::Invalid::NoName) if is_manifest(element) => {
                 (self.take)(Item::Note(format!("{place}: this is a list of exported files, not an event")))

@@ -82,31 +82,32 @@ fn a_body_that_is_no_container_is_refused_as_a_whole() {
 }
 
 #[test]
-fn the_envelope_belongs_to_a_batch() {
-    for (body, api_key, sent_at) in [
-        (r#"{"api_key":"k","sent_at":"s","batch":[]}"#, Some("\"k\""), Some("\"s\"")),
-        (r#"{"batch":[],"sent_at":"s","api_key":"k"}"#, Some("\"k\""), Some("\"s\"")),
-        (r#"{"batch":[],"\u0061pi_key":"k","api_key":"l"}"#, Some("\"l\""), None),
-        (r#"{"batch":[],"api_key":"k","api_key":null}"#, None, None),
-        (r#"{"batch":[],"api_key":7}"#, Some("7"), None),
-        (r#"{"event":"e","api_key":"k","sent_at":"s"}"#, None, None),
-        (r#"{"batch":[],"batch":0,"api_key":"k"}"#, None, None),
-        (r#"[{"api_key":"k"}]"#, None, None),
+fn the_time_of_sending_beside_a_batch_is_the_bodys() {
+    for (body, sent_at) in [
+        (r#"{"api_key":"k","sent_at":"s","batch":[]}"#, Some("\"s\"")),
+        (r#"{"batch":[],"sent_at":"s","api_key":"k"}"#, Some("\"s\"")),
+        (r#"{"batch":[],"\u0073ent_at":"s","sent_at":"t"}"#, Some("\"t\"")),
+        (r#"{"batch":[],"sent_at":"s","sent_at":null}"#, None),
+        (r#"{"batch":[],"sent_at":7}"#, Some("7")),
+        (r#"{"batch":[]}"#, None),
+        ("\u{feff} {\"batch\":[],\"sent_at\":\"s\"}\n", Some("\"s\"")),
+        (r#"{"batch":[[[{"sent_at":"s"}]]]}"#, None),
     ] {
-        for envelope in [Body::walk(body, drop).unwrap().envelope, Envelope::read(body).unwrap()] {
-            assert_eq!((text(envelope.api_key), text(envelope.sent_at)), (api_key, sent_at), "{body}");
+        for found in [Body::walk(body, drop).unwrap().sent_at, sent_at_of(body).unwrap()] {
+            assert_eq!(text(found), sent_at, "{body}");
         }
     }
-}
-
-#[test]
-fn the_envelope_is_read_by_itself_from_what_is_json() {
-    for body in ["[]", "{}", "7", "\"text\"", "\u{feff}{}", r#"{"batch":[[[{"api_key":"k"}]]]}"#] {
-        assert!(Envelope::read(body).unwrap().api_key.is_none(), "{body}");
+    for body in [
+        r#"{"event":"e","sent_at":"s"}"#,
+        r#"{"batch":[],"batch":0,"sent_at":"s"}"#,
+        r#"[{"sent_at":"s"}]"#,
+        "{}",
+        "[]",
+    ] {
+        assert_eq!(text(Body::walk(body, drop).unwrap().sent_at), None, "{body} is no batch");
     }
-    assert_eq!(text(Envelope::read("\u{feff} {\"batch\":[],\"api_key\":\"k\"}\n").unwrap().api_key), Some("\"k\""));
-    for body in ["", "{", r#"{"api_key":"k","batch":[1,]}"#, r#"{"api_key":"k","batch":[]}}"#, "{'api_key':'k'}"] {
-        assert_eq!(BodyError::from(Envelope::read(body).unwrap_err()), Body::walk(body, drop).unwrap_err(), "{body}");
+    for body in ["{", r#"{"sent_at":"s","batch":[1,]}"#, r#"{"sent_at":"s","batch":[]}}"#, "{'sent_at':'s'}"] {
+        assert_eq!(BodyError::from(sent_at_of(body).unwrap_err()), Body::walk(body, drop).unwrap_err(), "{body}");
     }
 }
 
@@ -163,7 +164,7 @@ fn objects_may_be_json_text() {
     let raw = |event: Event<'_>| event.raw.as_str().to_owned();
     assert_eq!(made(&received, raw), received, "it is kept as it was received");
     let element = Raw::parse(&received).unwrap();
-    Event::decode(element, &Envelope::default(), |event| assert_eq!(members(event.unwrap()), of(properties)));
+    Event::decode(element, None, |event| assert_eq!(members(event.unwrap()), of(properties)));
 }
 
 #[test]

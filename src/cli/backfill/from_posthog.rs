@@ -30,7 +30,7 @@ use crate::{
     backoff::Backoff,
     cli::input::Original,
     json::Raw,
-    posthog::{Envelope, Event},
+    posthog::Event,
     query_api::{Query, QueryApi, QueryError, Reply},
 };
 
@@ -359,7 +359,7 @@ impl FromPosthog {
     fn row(&mut self, key: &Key, Line { text, problem, ingested }: Line) -> Result<(), Stop> {
         let element = Raw::parse(&text).expect("it was put together from JSON");
         let (date, is_late) = (date_of(key.time), ingested >= Some(self.late_since));
-        Event::decode(element, &Envelope::default(), |event| {
+        Event::decode(element, None, |event| {
             let is_new = match &event {
                 Ok(event) => self.days.add(date, &event.key(), is_late),
                 Err(_) => self.days.add(date, &key.uuid, is_late),

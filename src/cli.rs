@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fmt,
+    fmt::Display,
     io::{self, Write},
     num::NonZeroU32,
     process::ExitCode,
@@ -129,7 +129,7 @@ fn runtime() -> anyhow::Result<Runtime> {
 }
 
 /// Writes a line for people to standard error. The command does not fail if nobody reads it.
-fn tell(line: fmt::Arguments<'_>) {
+fn tell(line: impl Display) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 

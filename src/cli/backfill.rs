@@ -40,6 +40,7 @@ use self::{
 use super::{
     Failed,
     input::{Position, Source},
+    tell,
 };
 use crate::{
     config::{self, Flags, Forwarding},
@@ -123,7 +124,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let warnings: BTreeSet<_> =
         forwarding.warnings.iter().chain(posthog.iter().flat_map(|posthog| &posthog.warnings)).collect();
     for warning in warnings {
-        crate::cli::tell(format_args!("warning: {warning}"));
+        tell(format_args!("warning: {warning}"));
     }
     let posthog = match posthog {
         None => None,
@@ -178,9 +179,9 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
                     "{name} (--lost) has no line of the connector's log: is it the whole log, with standard error (`2>&1`)?"
                 );
                 if !quiet {
-                    crate::cli::tell(format_args!(
-                        "note: a process that was killed (kill -9, out of memory) cannot name what it lost: use --ingested for that time"
-                    ));
+                    tell(
+                        "note: a process that was killed (kill -9, out of memory) cannot name what it lost: use --ingested for that time",
+                    );
                     drop(writeln!(io::stdout(), "The log names no event as lost: the connector gave nothing up."));
                 }
                 return Ok(None);
@@ -192,7 +193,7 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
             let until = until.unwrap_or_else(|| {
                 let until = now - MARGIN;
                 if !quiet {
-                    crate::cli::tell(format_args!(
+                    tell(format_args!(
                         "note: reading ends at {until:.0}, 15 minutes ago, because events can arrive late (--until sets another end)"
                     ));
                 }
@@ -299,9 +300,9 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
         drop(told);
     }
     if let Stopped::Early(resume) = &stopped {
-        crate::cli::tell(format_args!("To go on from here:\n  {}", resume::command(&args, resume)));
+        tell(format_args!("To go on from here:\n  {}", resume::command(&args, resume)));
         if args.files.iter().chain(&args.lost).any(|file| file.as_os_str() == "-") {
-            crate::cli::tell(format_args!("Pipe the same input into it again."));
+            tell("Pipe the same input into it again.");
         }
     }
     match (stopped, counts.has_failures()) {

@@ -12,6 +12,7 @@ use super::{
     Failed,
     input::{Item, Position, Reason, Source},
     pretty::indent,
+    tell,
 };
 use crate::{
     config::{self, Flags},
@@ -46,7 +47,7 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
     let mut scratch = Vec::new();
     for source in files.iter().map(Source::new) {
         if source.is_terminal() && !quiet {
-            crate::cli::tell(format_args!("Reading standard input; Ctrl-D ends it."));
+            tell("Reading standard input; Ctrl-D ends it.");
         }
         let mut take = |item: Item<'_>| {
             match item {
@@ -67,11 +68,11 @@ pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsS
                 Item::Invalid(place, reason, _) => tally.invalid(place, reason),
                 Item::Unreadable(problem) => {
                     unreadable += 1;
-                    crate::cli::tell(format_args!("error: {problem}"));
+                    tell(format_args!("error: {problem}"));
                 }
                 Item::Note(note) => {
                     if !quiet {
-                        crate::cli::tell(format_args!("note: {note}"));
+                        tell(format_args!("note: {note}"));
                     }
                 }
             }

@@ -13,7 +13,10 @@ use clap::ValueEnum;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use self::report::Report;
-use super::ask::{self, Service};
+use super::{
+    ask::{self, Service},
+    tell,
+};
 use crate::telemetry;
 
 mod look;
@@ -100,7 +103,7 @@ async fn always(service: &Service, format: Format) -> anyhow::Result<()> {
             }
             Err(error) if paints => format!("{error:#}\n"),
             Err(error) => {
-                crate::cli::tell(format_args!("error: {error:#}"));
+                tell(format_args!("error: {error:#}"));
                 continue;
             }
         };

@@ -14,7 +14,11 @@ use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyl
 use jiff::Timestamp;
 
 use super::counts::Counts;
-use crate::{cli::input::Position, metrics::StateLabel, outbox::Outbox};
+use crate::{
+    cli::{input::Position, tell},
+    metrics::StateLabel,
+    outbox::Outbox,
+};
 
 /// The time between two updates.
 pub(super) const TICK: Duration = Duration::from_millis(200);
@@ -70,7 +74,7 @@ impl Progress {
 
     /// Prints a problem.
     pub(super) fn say(&self, line: &str) {
-        self.0.bar.suspend(|| crate::cli::tell(format_args!("{line}")));
+        self.0.bar.suspend(|| tell(line));
     }
 
     /// Prints something worth knowing, unless the user wants quiet.
@@ -116,7 +120,7 @@ impl Progress {
             });
             let total = total.filter(|total| *total > 0).map(|total| format!(" of {}", measure.amount(total)));
             let (total, left) = (total.unwrap_or_default(), left.unwrap_or_default());
-            crate::cli::tell(format_args!("{}{total}{left}: {message}", measure.amount(done)));
+            tell(format_args!("{}{total}{left}: {message}", measure.amount(done)));
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, ensure};
 use axum::{
     Router,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     routing::post,
 };
 use bytes::Bytes;
@@ -27,13 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::pretty::indent;
 use crate::{
-    auth::AuthSettings,
-    destination::{Authorization, CONNECTIONS_KEPT_FOR, DestinationSettings, Network},
+    config::{self, Flags},
     mapping::MappingSettings,
     metrics::Metrics,
-    outbox,
     posthog::Body,
-    server::{self, ServerSettings},
+    server,
     service::{Service, ServiceSettings},
 };
 
@@ -42,7 +40,7 @@ const AUTHORIZATION: &str = "Bearer demo-variance-credential";
 const TOKEN: &str = "demo-sender-token";
 
 /// The time after which the sender learns that Variance does not have an event: sooner than usual, for those who watch.
-const WEBHOOK_DEADLINE: Duration = Duration::from_secs(1);
+const WEBHOOK_DEADLINE: &str = "1s";
 
 /// The longest that the next probe takes to come, with plenty of room.
 const HELD_ARRIVES_WITHIN: Duration = Duration::from_secs(10);
@@ -81,8 +79,8 @@ async fn demonstrate(keep_running: bool) -> anyhow::Result<()> {
     let is_down = Arc::new(AtomicBool::new(false));
     let (calls, mut arrived) = mpsc::unbounded_channel();
     let variance = stand_in(calls, Arc::clone(&is_down)).await?;
-    let mapping = MappingSettings::default();
-    let settings = settings(variance, mapping.clone());
+    let settings = settings(variance);
+    let mapping = settings.mapping.clone();
     let listener = server::bind(settings.server.listen).context("there is no free port for the connector")?;
     let address = listener.local_addr()?;
     let shutdown = CancellationToken::new();
@@ -169,29 +167,19 @@ async fn stand_in(calls: mpsc::UnboundedSender<Bytes>, is_down: Arc<AtomicBool>)
     Ok(address)
 }
 
-/// Returns the settings that `serve` would read from its configuration.
-fn settings(variance: SocketAddr, mapping: MappingSettings) -> ServiceSettings {
-    let mut authorization = HeaderValue::from_static(AUTHORIZATION);
-    authorization.set_sensitive(true);
-    let webhook_url = format!("http://{variance}/webhooks/posthog").parse().expect("an address makes a URL");
-    ServiceSettings {
-        server: ServerSettings {
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            webhook_deadline: WEBHOOK_DEADLINE,
-            shutdown_grace: Duration::from_secs(2),
-            ..ServerSettings::default()
-        },
-        auth: AuthSettings { tokens: vec![TOKEN.parse().expect("long enough")], ..AuthSettings::default() },
-        mapping,
-        destination: DestinationSettings {
-            authorization: Authorization { value: authorization, file: None },
-            attempt_timeout: Duration::from_secs(10),
-            network: Network::direct(&webhook_url).expect("without TLS it needs no certificates"),
-            webhook_url,
-            connections_kept_for: CONNECTIONS_KEPT_FOR,
-        },
-        outbox: outbox::OutboxSettings::default(),
-    }
+/// Returns the settings that `serve` would read from these variables.
+fn settings(variance: SocketAddr) -> ServiceSettings {
+    let webhook_url = format!("http://{variance}/webhooks/posthog");
+    let variables = [
+        ("VARIANCE_WEBHOOK_URL", webhook_url.as_str()),
+        ("VARIANCE_AUTHORIZATION", AUTHORIZATION),
+        ("CONNECTOR_LISTEN", "127.0.0.1:0"),
+        ("CONNECTOR_TOKEN", TOKEN),
+        ("CONNECTOR_WEBHOOK_DEADLINE", WEBHOOK_DEADLINE),
+        ("CONNECTOR_SHUTDOWN_GRACE", "2s"),
+    ];
+    let variables = variables.map(|(name, value)| (name.into(), value.into()));
+    config::load(&Flags::default(), variables).expect("the settings of the demonstration are right").config.service
 }
 
 /// Prints a call as it arrived, and returns its type and id.

@@ -1,7 +1,6 @@
 //! Requests of commands to the running service, and its address.
 
 use std::{
-    error::Error,
     ffi::OsString,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -60,15 +59,11 @@ impl Service {
             Ok((reply.status(), reply.text().await?))
         };
         reply.await.map_err(|error: reqwest::Error| {
-            let error = error.without_url();
             // The last cause alone says what a person needs.
-            let mut cause: &dyn Error = &error;
-            while let Some(next) = cause.source() {
-                cause = next;
-            }
             anyhow!(
-                "no reply from {} ({cause}): is variance-connector running, and is server.listen right?",
-                self.address
+                "no reply from {} ({}): is variance-connector running, and is server.listen right?",
+                self.address,
+                anyhow::Error::new(error.without_url()).root_cause()
             )
         })
     }

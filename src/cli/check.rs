@@ -189,7 +189,7 @@ async fn send_test(config: Config) -> anyhow::Result<Answer> {
 }
 
 /// Makes a PostHog event that nobody can take for a real one, and maps it as all events are mapped.
-fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message {
+fn test_message(mut mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message {
     let event = json!({
         "event": TEST_EVENT,
         "uuid": id.to_string(),
@@ -200,25 +200,19 @@ fn test_message(mapping: MappingSettings, id: Uuid, now: SystemTime) -> Message 
     // The fields are named one by one, so that a new setting that could filter the event does not compile until it is
     // considered here.
     let MappingSettings {
-        format,
-        calls: _,
-        exclude: _,
-        include: _,
-        anonymous: _,
-        keep_properties,
-        person_traits,
-        account_group,
-    } = mapping;
-    let mapping = MappingSettings {
-        format,
-        calls: vec![Call::Capture],
-        exclude: Vec::new(),
-        include: Vec::new(),
-        anonymous: true,
-        keep_properties,
-        person_traits,
-        account_group,
-    };
+        calls,
+        exclude,
+        include,
+        anonymous,
+        format: _,
+        keep_properties: _,
+        person_traits: _,
+        account_group: _,
+    } = &mut mapping;
+    *calls = vec![Call::Capture];
+    exclude.clear();
+    include.clear();
+    *anonymous = true;
     let text = event.to_string();
     let element = Raw::parse(&text).expect("it is an object");
     Event::decode(element, None, |event| {

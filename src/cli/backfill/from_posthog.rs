@@ -77,12 +77,6 @@ enum Early {
     GiveUp(String),
 }
 
-/// A failed query: it was too much for PostHog, or reading has ended.
-enum Failed {
-    TooMuch(String),
-    Early(Early),
-}
-
 pub(super) struct FromPosthog {
     api: QueryApi,
     reader: Reader,
@@ -258,10 +252,9 @@ impl FromPosthog {
 
     /// Returns the time span in which the events happened that came in within `span`.
     fn happened(&mut self, selection: &Selection, span: Span) -> Result<Span, Early> {
-        let bounds = match self.ask(&selection.bounds(span), &BOUNDS_COLUMNS) {
+        let bounds = match self.ask(&selection.bounds(span), &BOUNDS_COLUMNS)? {
             Ok(reply) => reply,
-            Err(Failed::Early(end)) => return Err(end),
-            Err(Failed::TooMuch(reason)) => {
+            Err(reason) => {
                 let bounds = Span::new(shifted(span.from, -24 * 31), shifted(span.until, 24));
                 self.reader.progress.say(&format!(
                     "warning: {reason}, so only events that happened between {} and {} are read",
@@ -270,7 +263,7 @@ impl FromPosthog {
                 return Ok(bounds);
             }
         };
-        let rows = bounds.rows().map_err(|error| Early::GiveUp(error.to_string()))?;
+        let rows = bounds.rows().map_err(give_up)?;
         let times = rows.first().map(|row| [row[1], row[2]].map(time_of));
         match times {
             Some([Some(first), Some(last)]) => Ok(Span::new(first, shifted(last, 1))),
@@ -283,10 +276,9 @@ impl FromPosthog {
         let mut counts = BTreeMap::new();
         let mut spans = vec![span];
         while let Some(span) = spans.pop() {
-            let reply = match self.ask(&selection.days(span, after), &DAY_COLUMNS) {
+            let reply = match self.ask(&selection.days(span, after), &DAY_COLUMNS)? {
                 Ok(reply) => reply,
-                Err(Failed::Early(end)) => return Err(end),
-                Err(Failed::TooMuch(reason)) => {
+                Err(reason) => {
                     let Some(middle) = middle_day(span) else {
                         self.failed(&reason)?;
                         spans.push(span);
@@ -296,12 +288,12 @@ impl FromPosthog {
                     continue;
                 }
             };
-            let rows = reply.rows().map_err(|error| Early::GiveUp(error.to_string()))?;
+            let rows = reply.rows().map_err(give_up)?;
             let mut last = None;
             for row in rows {
                 let (day, count) = (row[0].to_plain().parse::<Date>(), row[1].to_plain().parse::<u64>());
                 let (Ok(day), Ok(count)) = (day, count) else {
-                    return Err(Early::GiveUp("PostHog answered with counts in an unexpected form".to_owned()));
+                    return Err(give_up("PostHog answered with counts in an unexpected form"));
                 };
                 counts.insert(day, count);
                 last = last.max(Some(day));
@@ -320,22 +312,20 @@ impl FromPosthog {
     fn pages(&mut self, selection: &Selection, mut pages: Pages, told: &mut dyn FnMut(&str)) -> Result<(), Early> {
         let is_time = matches!(selection.which, Which::Calls { .. });
         while let Some(page) = pages.next() {
-            let reply = match self.ask(&selection.page(&page), &PAGE_COLUMNS) {
+            let reply = match self.ask(&selection.page(&page), &PAGE_COLUMNS)? {
                 Ok(reply) => reply,
-                Err(Failed::TooMuch(reason)) => {
+                Err(reason) => {
                     if !pages.too_much() {
                         self.failed(&reason)?;
                     }
                     continue;
                 }
-                Err(Failed::Early(end)) => return Err(end),
             };
-            let give_up = |error: &dyn Display| Early::GiveUp(error.to_string());
-            let rows = reply.rows().map_err(|error| give_up(&error))?;
+            let rows = reply.rows().map_err(give_up)?;
             let keys = rows.iter().map(|row| row::key(row, selection.by)).collect::<Result<Vec<_>, _>>();
-            let keys = keys.map_err(|error| give_up(&error))?;
+            let keys = keys.map_err(give_up)?;
             let (mut before, mut previous) = (pages.after().clone(), pages.after().clone());
-            let used = pages.took(&keys).map_err(|error| give_up(&error))?;
+            let used = pages.took(&keys).map_err(give_up)?;
             for (row, key) in rows.iter().zip(&keys).take(used) {
                 if *key != previous {
                     before = std::mem::replace(&mut previous, key.clone());
@@ -345,8 +335,7 @@ impl FromPosthog {
                     *self.reached.lock().expect("no panic while it is held") = Some(key.time);
                 }
                 told(&key.uuid);
-                let line = Line::of(row).map_err(|error| give_up(&error))?;
-                self.row(key, line)?;
+                self.row(key, Line::of(row).map_err(give_up)?)?;
             }
             if is_time {
                 self.go_on_from(selection, pages.after());
@@ -379,11 +368,12 @@ impl FromPosthog {
         })
     }
 
-    /// Asks until there is an answer, or until there can be none.
-    fn ask(&mut self, query: &Query, columns: &[&str]) -> Result<Reply, Failed> {
+    /// Asks until there is an answer, or until there can be none. The inner error is the reason why the query was too
+    /// much for PostHog.
+    fn ask(&mut self, query: &Query, columns: &[&str]) -> Result<Result<Reply, String>, Early> {
         loop {
             if self.reader.works.is_closed() {
-                return Err(Failed::Early(Stop.into()));
+                return Err(Stop.into());
             }
             self.queries += 1;
             let answer = self.reader.runtime.block_on(self.api.ask(query, columns));
@@ -391,22 +381,21 @@ impl FromPosthog {
                 Ok(reply) => {
                     self.has_answered = true;
                     (self.failures, self.hopeless) = (0, 0);
-                    return Ok(reply);
+                    return Ok(Ok(reply));
                 }
-                Err(QueryError::GiveUp(problem)) => return Err(Failed::Early(Early::GiveUp(problem))),
+                Err(QueryError::GiveUp(problem)) => return Err(Early::GiveUp(problem)),
                 Err(QueryError::AskForLess(reason)) => {
                     self.reader.progress.note(&format!("{reason}: asking for less at once"));
                     self.failures += 1;
                     if self.failures > 2 {
-                        self.wait(&reason, None).map_err(|stop| Failed::Early(stop.into()))?;
+                        self.wait(&reason, None)?;
                     }
-                    return Err(Failed::TooMuch(reason));
+                    return Ok(Err(reason));
                 }
                 Err(QueryError::NoAnswer(reason)) => {
                     let left = PATIENCE_AT_THE_START.saturating_sub(self.start.elapsed());
                     if !self.has_answered && left.is_zero() {
-                        let problem = format!("{reason}. Is posthog.url the address of PostHog?");
-                        return Err(Failed::Early(Early::GiveUp(problem)));
+                        return Err(give_up(format_args!("{reason}. Is posthog.url the address of PostHog?")));
                     }
                     let pause = PAUSES.equal_jitter(self.failures + 1, &mut fastrand::Rng::new());
                     (reason, Some(if self.has_answered { pause } else { pause.min(left) }))
@@ -414,7 +403,7 @@ impl FromPosthog {
                 Err(QueryError::AskLater(reason, pause)) => (reason, pause),
             };
             self.failures += 1;
-            self.wait(&reason, pause).map_err(|stop| Failed::Early(stop.into()))?;
+            self.wait(&reason, pause)?;
         }
     }
 
@@ -422,7 +411,7 @@ impl FromPosthog {
     fn failed(&mut self, reason: &str) -> Result<(), Early> {
         self.hopeless += 1;
         match self.hopeless > MAX_HOPELESS {
-            true => Err(Early::GiveUp(format!("{reason}, and the query cannot be made smaller"))),
+            true => Err(give_up(format_args!("{reason}, and the query cannot be made smaller"))),
             false => Ok(()),
         }
     }
@@ -437,6 +426,10 @@ impl FromPosthog {
             Err(_elapsed) => Ok(()),
         }
     }
+}
+
+fn give_up(problem: impl Display) -> Early {
+    Early::GiveUp(problem.to_string())
 }
 
 /// Returns the midnight that is nearest to the middle of a span of several days.

@@ -100,7 +100,12 @@ impl Sender<'_> {
                     self.stop_by = Some(Instant::now() + self.grace);
                 }
                 () = sleep_until(self.stop_by.unwrap_or_else(Instant::now)), if self.stop_by.is_some() => break,
-                Some((number, outcome)) = self.outcomes.next() => self.ended(number, outcome),
+                Some((number, outcome)) = self.outcomes.next() => {
+                    // An event that was given up may end after all.
+                    if let Some(work) = self.under_way.remove(&number) {
+                        self.ended(work, outcome);
+                    }
+                }
                 work = self.queue.recv(), if may_take && paced.is_none() => match work {
                     Some(work) => self.take(work),
                     None => {
@@ -115,49 +120,40 @@ impl Sender<'_> {
         self.stop()
     }
 
+    /// Hands an event over to the outbox.
     fn take(&mut self, work: Work) {
-        if let Err(reason) = &work.message {
-            let reason = format!("invalid: {reason}");
-            return self.fail(work, End::Invalid, &reason);
-        }
+        let (identity, message) = match &work.message {
+            Ok(message) => message,
+            Err(reason) => {
+                let reason = format!("invalid: {reason}");
+                return self.fail(work, End::Invalid, &reason);
+            }
+        };
         if let Some(pace) = &mut self.pace {
             let now = Instant::now();
             pace.next = pace.next.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + pace.period;
         }
-        self.hand_over(work);
-    }
-
-    fn hand_over(&mut self, work: Work) {
-        let number = work.next.number;
-        let (identity, message) = work.message.as_ref().expect("what is invalid is not handed over");
-        let handed_over = self.outbox.hand_over(self.request, *identity, message);
-        self.under_way.insert(number, work);
-        match handed_over {
+        match self.outbox.hand_over(self.request, *identity, message) {
             HandOver::New(pending) | HandOver::Joined(pending) => {
+                let number = work.next.number;
+                self.under_way.insert(number, work);
                 self.outcomes.push(Box::pin(async move { (number, pending.wait().await) }));
             }
-            HandOver::Ended(outcome) => self.ended(number, outcome),
+            HandOver::Ended(outcome) => self.ended(work, outcome),
             HandOver::TooLarge => {
-                let work = self.take_back(number);
                 self.fail(work, End::Invalid, &"invalid: the event is larger than delivery.max_held");
             }
             HandOver::Full => unreachable!("all that is under way takes less than delivery.max_held can be"),
         }
     }
 
-    fn ended(&mut self, number: u64, outcome: Outcome) {
-        // An event that was given up may end after all.
-        let Some(work) = self.under_way.remove(&number) else { return };
+    fn ended(&mut self, work: Work, outcome: Outcome) {
         match outcome {
             Outcome::Delivered => self.counts.add(End::Delivered),
             Outcome::Refused(_) | Outcome::Abandoned(_) => {
                 self.fail(work, End::Refused, &format_args!("refused: {outcome}"));
             }
         }
-    }
-
-    fn take_back(&mut self, number: u64) -> Work {
-        self.under_way.remove(&number).expect("it was handed over, and has ended just now")
     }
 
     /// Stops if Variance has accepted nothing yet, and either refuses all events (those under way are then refused) or

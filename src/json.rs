@@ -218,11 +218,5 @@ impl<'a> Text<'a> {
     }
 }
 
-impl PartialEq for Text<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.unescaped() == other.unescaped()
-    }
-}
-
 #[cfg(test)]
 mod tests;

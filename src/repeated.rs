@@ -1,9 +1,6 @@
 //! A limit for log lines about a fault that repeats.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
 use tokio::time::Instant;
 
@@ -11,8 +8,8 @@ use tokio::time::Instant;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Counts the occurrences of one kind of fault between two lines.
-#[derive(Clone, Debug, Default)]
-pub struct Repeated(Arc<Mutex<Since>>);
+#[derive(Debug, Default)]
+pub struct Repeated(Mutex<Since>);
 
 #[derive(Debug, Default)]
 struct Since {

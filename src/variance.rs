@@ -3,13 +3,11 @@
 use std::{fmt, io, str::FromStr};
 
 use bytes::Bytes;
-use serde::Serialize;
 
 use crate::{json::Raw, metrics::CallLabel};
 
 /// A call that Variance understands, by PostHog's name for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// Something that a user did: Variance's `track`.
     Capture,

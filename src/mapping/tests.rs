@@ -523,8 +523,8 @@ fn no_key_comes_twice(message: &str) -> bool {
     let objects = [&[][..], &["context"], &["context", "traits"], &["properties"], &["traits"]];
     objects.iter().filter_map(|path| path.iter().try_fold(message, |object: Raw<'_>, key| object.member(key))).all(
         |object| {
-            let members = object.members();
-            (1..members.len()).all(|index| members[..index].iter().all(|earlier| earlier.0 != members[index].0))
+            let names: Vec<_> = object.members().into_iter().map(|(name, _)| name.unescaped()).collect();
+            (1..names.len()).all(|index| !names[..index].contains(&names[index]))
         },
     )
 }

@@ -1,5 +1,7 @@
 //! The whole service, put together from its parts, for `serve`, `demo` and the tests.
 
+use std::mem;
+
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +14,7 @@ use crate::{
     server::{self, Server, ServerSettings},
 };
 
-/// The settings of all parts.
+/// The settings of the service's parts.
 #[derive(Clone, Debug)]
 pub struct ServiceSettings {
     /// The HTTP server.
@@ -96,14 +98,22 @@ impl Reload {
     pub fn reload(&mut self, mut settings: ServiceSettings) -> Vec<&'static str> {
         let old = &self.settings;
         let destination = Destination::new(settings.destination.clone());
+        // The fields are named one by one, so that a new setting does not compile until it is considered here.
+        let ServerSettings {
+            listen,
+            max_body,
+            webhook_deadline: _,
+            batch_deadline: _,
+            shutdown_grace: _,
+            head_timeout: _,
+        } = &mut settings.server;
+        let outbox::OutboxSettings { max_held, concurrency: _, retry_for: _, abandon: _, pacing: _ } =
+            &mut settings.outbox;
         let fixed = [
-            ("server.listen", settings.server.listen != old.server.listen),
-            ("server.max_body", settings.server.max_body != old.server.max_body),
-            ("delivery.max_held", settings.outbox.max_held != old.outbox.max_held),
+            keep("server.listen", listen, old.server.listen),
+            keep("server.max_body", max_body, old.server.max_body),
+            keep("delivery.max_held", max_held, old.outbox.max_held),
         ];
-        settings.server.listen = old.server.listen;
-        settings.server.max_body = old.server.max_body;
-        settings.outbox.max_held = old.outbox.max_held;
         // Earlier refusals and pauses concern the old destination.
         let is_elsewhere = settings.destination.webhook_url != old.destination.webhook_url
             || settings.destination.authorization.value != old.destination.authorization.value
@@ -116,11 +126,16 @@ impl Reload {
             self.outbox.destination_changed();
         }
         self.settings = settings;
-        fixed.into_iter().filter_map(|(name, has_changed)| has_changed.then_some(name)).collect()
+        fixed.into_iter().flatten().collect()
     }
 
     /// Waits until Variance answers as if the webhook URL were wrong.
     pub async fn url_doubted(&self) {
         self.outbox.url_doubted().await;
     }
+}
+
+/// Keeps the old value of a setting that takes a restart. Returns its name if the new value is another.
+fn keep<T: Copy + PartialEq>(name: &'static str, value: &mut T, old: T) -> Option<&'static str> {
+    (mem::replace(value, old) != old).then_some(name)
 }

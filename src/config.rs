@@ -10,10 +10,11 @@
 //!    type parses itself).
 //! 3. Reading it in the function of its part below: `reader.get(&ROW)` for one with a default, else `option`, `list`,
 //!    `secret` or `secrets`. A test finds a row that is not listed, or that no loader reads.
-//! 4. If the setting cannot change while the service runs: its name in `Reload::reload` of `service.rs`.
+//! 4. Whether it takes a restart, in `Reload::reload` of `service.rs`: for a setting of the server or the outbox, nothing
+//!    compiles without it. Those of the other parts change while the service runs, but for the log's (`telemetry.rs`).
 //! 5. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
 
-use std::{ffi::OsString, fmt, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use url::Url;
 
@@ -62,7 +63,7 @@ const BATCH_SENDER_GIVES_UP: Duration = Duration::from_secs(300);
 /// The time after which `docker stop` kills a container that does not stop by itself.
 const DOCKER_KILLS: Duration = Duration::from_secs(10);
 
-/// The settings of all parts.
+/// The settings of `serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The settings of the service.
@@ -122,6 +123,7 @@ pub struct Setting {
 
 /// Everything that is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .problems.join("\n"))]
 pub struct Error {
     /// The problems, at least one. Each names the setting, the origin of its value and what would be right.
     pub problems: Vec<String>,
@@ -321,11 +323,18 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
 /// Adds the network settings for the way to a URL.
 fn network(reader: &mut Reader, url: Url) -> Result<(Url, Network), Reported> {
     match Network::from_variables(&url, |name| reader.foreign_variable(name)) {
-        Ok((network, more)) => {
-            more.into_iter().for_each(|warning| reader.warn(warning));
+        Ok((network, warnings)) => {
+            for warning in warnings {
+                reader.warn(warning);
+            }
             Ok((url, network))
         }
-        Err(problems) => Err(problems.into_iter().fold(Reported, |_, problem| reader.problem(problem))),
+        Err(problems) => {
+            for problem in problems {
+                reader.problem(problem);
+            }
+            Err(Reported)
+        }
     }
 }
 
@@ -476,12 +485,6 @@ fn log(reader: &mut Reader) -> Result<LogSettings, Reported> {
 impl Error {
     fn one(problem: String) -> Self {
         Self { problems: vec![problem] }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("\n"))
     }
 }
 

@@ -253,10 +253,8 @@ pub(super) enum Shown {
     Masked,
 }
 
-type Names = &'static [&'static str];
-
 impl<T> Row<T> {
-    const fn new(name: &'static str, variables: Names, kind: Kind, parse: Parse<T>) -> Self {
+    const fn new(name: &'static str, variables: &'static [&'static str], kind: Kind, parse: Parse<T>) -> Self {
         let key = Key { name, variables, default: None, doc: "", kind, shown: Shown::Plainly, pasted_with: &[] };
         Self { key, parse }
     }

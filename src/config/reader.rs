@@ -79,7 +79,7 @@ impl Reader {
 
     /// True in a container that Docker or Podman stops: its image says so, by systemd's convention, and no Kubernetes runs it.
     pub(super) fn is_in_container(&self) -> bool {
-        self.sources.has_variable("container") && !self.sources.has_variable("KUBERNETES_SERVICE_HOST")
+        self.foreign_variable("container").is_some() && self.foreign_variable("KUBERNETES_SERVICE_HOST").is_none()
     }
 
     /// Returns a variable that is not one of this program's own, even if it is empty.

@@ -91,10 +91,6 @@ impl Sources {
         }
     }
 
-    pub(super) fn has_variable(&self, name: &str) -> bool {
-        self.variables.contains_key(OsStr::new(name))
-    }
-
     /// Returns the problems of the file, even where a flag or a variable takes precedence.
     pub(super) fn problems_of_the_file(&self) -> impl Iterator<Item = &str> {
         self.file.problems()

@@ -84,6 +84,7 @@ pub fn run(
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    let variables = &variables.into_iter().collect();
     let result = match command.unwrap_or(Command::Serve(serve)) {
         Command::Serve(args) => serve::run(args, variables),
         Command::Demo(args) => demo::run(args),

@@ -14,14 +14,14 @@
 //!    compiles without it. Those of the other parts change while the service runs, but for the log's (`telemetry.rs`).
 //! 5. `config.example.toml` and the table in docs/configuration.md: tests say what is missing there, and print the table.
 
-use std::{ffi::OsString, fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use url::Url;
 
 pub use self::{
     given::Origin,
     keys::{FILE_VARIABLE, KEYS, Key},
-    sources::Flags,
+    sources::{Flags, Variables},
 };
 use self::{
     keys::{
@@ -133,7 +133,7 @@ pub struct Error {
 ///
 /// # Errors
 /// Everything that is wrong.
-pub fn load(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Error> {
+pub fn load(flags: &Flags, variables: &Variables) -> Result<Loaded, Error> {
     read(flags, variables, service)
 }
 
@@ -156,7 +156,7 @@ fn service(reader: &mut Reader) -> Result<Config, Reported> {
 ///
 /// # Errors
 /// When the setting is wrong, or the file cannot be read.
-pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<SocketAddr, Error> {
+pub fn listen(flags: &Flags, variables: &Variables) -> Result<SocketAddr, Error> {
     let mut sources = Sources::new(flags, variables);
     if !sources.find(&LISTEN.key).map_err(Error::one)?.is_some_and(|given| given.origin != Origin::Default) {
         sources.read_file().map_err(Error::one)?;
@@ -170,10 +170,7 @@ pub fn listen(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsSt
 ///
 /// # Errors
 /// When one of them is wrong, or there is something wrong with the file.
-pub fn mapping_alone(
-    flags: &Flags,
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<MappingSettings, Error> {
+pub fn mapping_alone(flags: &Flags, variables: &Variables) -> Result<MappingSettings, Error> {
     Ok(read(flags, variables, mapping)?.config)
 }
 
@@ -181,10 +178,7 @@ pub fn mapping_alone(
 ///
 /// # Errors
 /// When one of them is wrong, or there is something wrong with the file.
-pub fn forwarding(
-    flags: &Flags,
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Loaded<Forwarding>, Error> {
+pub fn forwarding(flags: &Flags, variables: &Variables) -> Result<Loaded<Forwarding>, Error> {
     read(flags, variables, forwarded)
 }
 
@@ -200,10 +194,7 @@ fn forwarded(reader: &mut Reader) -> Result<Forwarding, Reported> {
 ///
 /// # Errors
 /// When one of them is wrong or missing, or there is something wrong with the file.
-pub fn posthog(
-    flags: &Flags,
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Loaded<PosthogSettings>, Error> {
+pub fn posthog(flags: &Flags, variables: &Variables) -> Result<Loaded<PosthogSettings>, Error> {
     read(flags, variables, posthog_api)
 }
 
@@ -211,10 +202,7 @@ pub fn posthog(
 ///
 /// # Errors
 /// When one of them is wrong, or missing where others are set, or there is something wrong with the file.
-pub fn posthog_if_set(
-    flags: &Flags,
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Loaded<Option<PosthogSettings>>, Error> {
+pub fn posthog_if_set(flags: &Flags, variables: &Variables) -> Result<Loaded<Option<PosthogSettings>>, Error> {
     read(flags, variables, |reader| {
         let (url, project_id) = (reader.option(&POSTHOG_URL), reader.option(&POSTHOG_PROJECT_ID));
         match (url, project_id, reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE)) {
@@ -228,10 +216,7 @@ pub fn posthog_if_set(
 ///
 /// # Errors
 /// When one of them is wrong, or there is something wrong with the file.
-pub fn destination_alone(
-    flags: &Flags,
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Loaded<DestinationSettings>, Error> {
+pub fn destination_alone(flags: &Flags, variables: &Variables) -> Result<Loaded<DestinationSettings>, Error> {
     read(flags, variables, destination)
 }
 
@@ -279,7 +264,7 @@ impl Part {
 /// Returns the result of `settings`, if there is nothing wrong with it or with the file.
 fn read<T>(
     flags: &Flags,
-    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    variables: &Variables,
     settings: impl FnOnce(&mut Reader) -> Result<T, Reported>,
 ) -> Result<Loaded<T>, Error> {
     let mut sources = Sources::new(flags, variables);

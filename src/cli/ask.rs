@@ -1,7 +1,6 @@
 //! Requests of commands to the running service, and its address.
 
 use std::{
-    ffi::OsString,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -10,7 +9,7 @@ use std::{
 use anyhow::anyhow;
 use reqwest::{Client, StatusCode, redirect::Policy};
 
-use crate::config::{self, Flags};
+use crate::config::{self, Flags, Variables};
 
 /// The longest that the service may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -38,7 +37,7 @@ pub(super) struct Service {
 
 impl Service {
     /// Finds the service that listens where the configuration says.
-    pub(super) fn find(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<Self> {
+    pub(super) fn find(args: Args, variables: &Variables) -> anyhow::Result<Self> {
         let Args { config, listen } = args;
         let flags = Flags { config, listen, ..Flags::default() };
         Self::at(config::listen(&flags, variables)?)

@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsString,
     fs::File,
     io::{self, BufReader, Read, Write},
     num::NonZeroU32,
@@ -43,7 +42,7 @@ use super::{
     tell,
 };
 use crate::{
-    config::{self, Flags, Forwarding},
+    config::{self, Flags, Forwarding, Variables},
     destination::Destination,
     metrics::Metrics,
     outbox::{Outbox, OutboxSettings},
@@ -107,13 +106,12 @@ pub(super) struct Args {
 }
 
 /// Forwards everything and reports what became of it. Fails if any of it failed.
-pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
     if let Some(problem) = problem(&args, Timestamp::now()) {
         return Err(config::Error { problems: vec![problem] }.into());
     }
     let flags = Flags { config: args.config.clone(), ..Flags::default() };
-    let variables: Vec<_> = variables.into_iter().collect();
-    let posthog = args.from_posthog.then(|| config::posthog(&flags, variables.clone())).transpose();
+    let posthog = args.from_posthog.then(|| config::posthog(&flags, variables)).transpose();
     let (forwarding, posthog) = match (config::forwarding(&flags, variables), posthog) {
         (Ok(forwarding), Ok(posthog)) => (forwarding, posthog),
         (forwarding, posthog) => {

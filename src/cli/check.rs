@@ -1,7 +1,6 @@
 //! `check`: prints the configuration, and tries whether Variance takes an event with it.
 
 use std::{
-    ffi::OsString,
     fmt,
     io::{self, Write},
     time::SystemTime,
@@ -17,7 +16,7 @@ use self::answer::Answer;
 pub(super) use self::answer::advice;
 use super::{Failed, serve};
 use crate::{
-    config::{self, Config, Flags, Loaded, Setting},
+    config::{self, Config, Flags, Loaded, Setting, Variables},
     destination::Destination,
     json::Raw,
     mapping::MappingSettings,
@@ -87,13 +86,13 @@ struct Line {
 }
 
 /// Prints the configuration. Fails if it is wrong, or if Variance does not take the test event or PostHog the query.
-pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
     let Args { settings: flags, send, posthog, format, quiet } = args;
     let mut out = io::stdout().lock();
-    let (flags, variables) = (Flags::from(flags), variables.into_iter().collect::<Vec<_>>());
+    let flags = Flags::from(flags);
     let asked = match posthog {
-        true => config::posthog(&flags, variables.clone()).map(|loaded| loaded.map(Some)),
-        false => config::posthog_if_set(&flags, variables.clone()),
+        true => config::posthog(&flags, variables).map(|loaded| loaded.map(Some)),
+        false => config::posthog_if_set(&flags, variables),
     };
     let loaded = config::load(&flags, variables).and_then(|mut loaded| {
         let asked = match asked {

@@ -179,7 +179,10 @@ fn settings(variance: SocketAddr) -> ServiceSettings {
         ("CONNECTOR_SHUTDOWN_GRACE", "2s"),
     ];
     let variables = variables.map(|(name, value)| (name.into(), value.into()));
-    config::load(&Flags::default(), variables).expect("the settings of the demonstration are right").config.service
+    config::load(&Flags::default(), &variables.into())
+        .expect("the settings of the demonstration are right")
+        .config
+        .service
 }
 
 /// Prints a call as it arrived, and returns its type and id.

@@ -1,14 +1,13 @@
 //! `healthcheck`: asks the running service whether it is alive, for images without another tool that could.
 
-use std::ffi::OsString;
-
 use anyhow::bail;
 use reqwest::StatusCode;
 
 use super::ask::{self, Service};
+use crate::config::Variables;
 
 /// Succeeds if the service is alive.
-pub(super) fn run(args: ask::Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+pub(super) fn run(args: ask::Args, variables: &Variables) -> anyhow::Result<()> {
     let service = Service::find(args, variables)?;
     super::runtime()?.block_on(ask(&service))
 }

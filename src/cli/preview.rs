@@ -1,7 +1,6 @@
 //! `preview`: prints what would be posted, and what would not and why. Nothing is sent.
 
 use std::{
-    ffi::OsString,
     io::{self, BufWriter, Write},
     path::PathBuf,
     time::SystemTime,
@@ -15,7 +14,7 @@ use super::{
     tell,
 };
 use crate::{
-    config::{self, Flags},
+    config::{self, Flags, Variables},
     mapping::NoMessage,
 };
 
@@ -38,7 +37,7 @@ pub(super) struct Args {
 }
 
 /// Prints the bodies, and a table of the events. Fails if something cannot be read.
-pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
     let Args { files, config, pretty, quiet } = args;
     let mapping = config::mapping_alone(&Flags { config, ..Flags::default() }, variables)?;
     let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());

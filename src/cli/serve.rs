@@ -1,6 +1,6 @@
 //! `serve`: runs the service.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::reload::Reloader;
 use super::Failed;
 use crate::{
-    config::{self, Flags, Loaded},
+    config::{self, Flags, Loaded, Variables},
     metrics::Metrics,
     server,
     service::{self, Service},
@@ -34,9 +34,9 @@ pub(super) struct Args {
 }
 
 /// Runs the service until it is asked to stop.
-pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
-    let (flags, variables) = (Flags::from(args), variables.into_iter().collect::<Vec<_>>());
-    let loaded = config::load(&flags, variables.iter().cloned())?;
+pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
+    let flags = Flags::from(args);
+    let loaded = config::load(&flags, variables)?;
     let url_file = loaded.webhook_url_file();
     let Loaded { config, settings: _, warnings } = loaded;
     let metrics = Metrics::new();

@@ -4,7 +4,6 @@
 
 use std::{
     collections::VecDeque,
-    ffi::OsString,
     io::{self, IsTerminal, Write},
     time::Duration,
 };
@@ -17,7 +16,7 @@ use super::{
     ask::{self, Service},
     tell,
 };
-use crate::telemetry;
+use crate::{config::Variables, telemetry};
 
 mod look;
 mod report;
@@ -51,7 +50,7 @@ enum Format {
 }
 
 /// Prints the state of the service. Fails if it does not answer at first.
-pub(super) fn run(args: Args, variables: impl IntoIterator<Item = (OsString, OsString)>) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
     let Args { service, watch, format } = args;
     let service = Service::find(service, variables)?;
     super::runtime()?.block_on(async {

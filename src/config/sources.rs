@@ -26,18 +26,21 @@ pub struct Flags {
     pub log_format: Option<String>,
 }
 
+/// The environment.
+pub type Variables = BTreeMap<OsString, OsString>;
+
 /// Everything that was given.
 #[derive(Default)]
 pub(super) struct Sources {
     flags: Flags,
-    variables: BTreeMap<OsString, OsString>,
+    variables: Variables,
     file: File,
 }
 
 impl Sources {
     /// Takes the flags and the environment.
-    pub(super) fn new(flags: &Flags, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
-        Self { flags: flags.clone(), variables: variables.into_iter().collect(), file: File::default() }
+    pub(super) fn new(flags: &Flags, variables: &Variables) -> Self {
+        Self { flags: flags.clone(), variables: variables.clone(), file: File::default() }
     }
 
     /// Returns a variable; an empty one counts as absent.

@@ -21,7 +21,7 @@ const EXAMPLE: &str = include_str!("../../config.example.toml");
 struct Given {
     directory: TempDir,
     flags: Flags,
-    variables: Vec<(OsString, OsString)>,
+    variables: Variables,
 }
 
 impl Given {
@@ -35,7 +35,7 @@ impl Given {
     }
 
     fn without(mut self, name: &str) -> Self {
-        self.variables.retain(|(given, _)| given != name);
+        self.variables.retain(|given, _| given != name);
         self
     }
 
@@ -47,7 +47,7 @@ impl Given {
     /// Writes a file and sets a variable to its path.
     fn secret_file(mut self, variable: &str, content: &str) -> Self {
         let path = self.write("secret", content);
-        self.variables.push((variable.into(), path.into()));
+        self.variables.insert(variable.into(), path.into());
         self
     }
 
@@ -58,12 +58,12 @@ impl Given {
     }
 
     fn load(&self) -> Loaded {
-        load(&self.flags, self.variables.clone()).unwrap()
+        load(&self.flags, &self.variables).unwrap()
     }
 
     /// Returns the problems, without the directory's name.
     fn problems(&self) -> Vec<String> {
-        let error = load(&self.flags, self.variables.clone()).unwrap_err();
+        let error = load(&self.flags, &self.variables).unwrap_err();
         error.problems.iter().map(|problem| self.shortened(problem)).collect()
     }
 
@@ -96,7 +96,7 @@ fn the_two_required_settings_suffice() {
     assert!(config.service.auth.tokens.is_empty() && config.service.auth.signing_secrets.is_empty());
     assert_eq!(warnings, [""; 0]);
     let names: Vec<_> = settings.iter().map(|setting| setting.key.name).collect();
-    let posthog = posthog(&Flags::default(), POSTHOG.map(|(name, value)| (name.into(), value.into()))).unwrap();
+    let posthog = posthog(&Flags::default(), &POSTHOG.map(|(name, value)| (name.into(), value.into())).into()).unwrap();
     let names: Vec<_> = names.into_iter().chain(posthog.settings.iter().map(|setting| setting.key.name)).collect();
     let keys: Vec<_> = KEYS.iter().map(|key| key.name).collect();
     assert_eq!(names, keys, "every key of the table is read");
@@ -142,7 +142,7 @@ fn a_flag_comes_before_the_environment_and_that_before_the_file_and_that_before_
         let loaded = given.load();
         assert_eq!(loaded.config.service.server.listen.port(), port);
         assert_eq!(setting(&loaded, "server.listen"), (Some(format!("127.0.0.1:{port}")), origin.clone()));
-        assert_eq!(listen(&given.flags, given.variables.clone()).unwrap().port(), port);
+        assert_eq!(listen(&given.flags, &given.variables).unwrap().port(), port);
         match origin {
             Origin::Flag(_) => given.flags.listen = None,
             Origin::Variable(_) => given = given.without("CONNECTOR_LISTEN"),
@@ -153,10 +153,10 @@ fn a_flag_comes_before_the_environment_and_that_before_the_file_and_that_before_
 
 #[test]
 fn an_empty_variable_counts_as_absent() {
-    let names = KEYS.iter().flat_map(|key| key.variables).chain([&FILE_VARIABLE, &"CONNECTOR_NO_SUCH"]);
-    let empty: Vec<_> = names.map(|name| (*name, "")).collect();
     let mut given = Given::new(&[]);
-    given.variables.splice(0..0, empty.iter().map(|(name, value)| (name.into(), value.into())));
+    for name in KEYS.iter().flat_map(|key| key.variables).chain([&FILE_VARIABLE, &"CONNECTOR_NO_SUCH"]) {
+        given.variables.entry(name.into()).or_default();
+    }
     assert_eq!(given.warnings(), [""; 0]);
 }
 
@@ -175,7 +175,7 @@ fn the_environment_can_name_the_file() {
     let given = Given::new(&[]);
     let path = given.write("other.toml", "[variance]\nformat = 'posthog'");
     let mut given = given;
-    given.variables.push((FILE_VARIABLE.into(), path.into()));
+    given.variables.insert(FILE_VARIABLE.into(), path.into());
     assert_eq!(given.load().config.service.mapping.format, Format::Posthog);
     assert_eq!(given.warnings(), [""; 0]);
 }
@@ -240,12 +240,12 @@ fn what_is_most_likely_not_meant_is_warned_of() {
         ("VARIANCE_CONNECTOR_PORT_8080_TCP", "x", "unknown environment variable VARIANCE_CONNECTOR_PORT_8080_TCP"),
     ] {
         let mut given = Given::new(&[]).without(variable);
-        given.variables.push((variable.into(), value.into()));
+        given.variables.insert(variable.into(), value.into());
         assert_eq!(given.warnings(), [warning]);
     }
     for fine in [("VARIANCE_WEBHOOK_URL", "http://localhost:9/"), ("CONNECTOR_SHUTDOWN_GRACE", "11s")] {
         let mut given = Given::new(&[]).without(fine.0);
-        given.variables.push((fine.0.into(), fine.1.into()));
+        given.variables.insert(fine.0.into(), fine.1.into());
         assert_eq!(given.warnings(), [""; 0]);
     }
 }
@@ -267,7 +267,7 @@ fn a_grace_that_docker_cuts_short_is_warned_of_in_a_container() {
 fn what_was_given_along_with_a_value_is_taken_off_and_warned_of() {
     let loaded = |variable: &str, value: &str| {
         let mut given = Given::new(&[]).without(variable);
-        given.variables.push((variable.into(), value.into()));
+        given.variables.insert(variable.into(), value.into());
         given.load()
     };
     for (value, flaws) in [
@@ -304,23 +304,23 @@ fn what_was_given_along_with_a_value_is_taken_off_and_warned_of() {
 fn the_address_alone_is_read_whatever_is_wrong_with_the_rest() {
     let file = "[server]\nlisten = '0.0.0.0:9'\ncolour = 'red'\nmax_body = 3";
     let given = Given::new(&[("CONNECTOR_CONCURRENCY", "0")]).without(URL.0).file(file);
-    assert_eq!(listen(&given.flags, given.variables.clone()).unwrap().to_string(), "0.0.0.0:9");
+    assert_eq!(listen(&given.flags, &given.variables).unwrap().to_string(), "0.0.0.0:9");
 
     let given = Given::new(&[]).file("[server]\nlisten = 9");
-    let error = listen(&given.flags, given.variables.clone()).unwrap_err();
+    let error = listen(&given.flags, &given.variables).unwrap_err();
     assert!(given.shortened(&error.to_string()).starts_with("server.listen (config.toml line 2) is an integer"));
 
     let mut given = Given::new(&[("CONNECTOR_LISTEN", "127.0.0.1:9")]);
     given.flags.config = Some("/no/such/file".into());
-    assert_eq!(listen(&given.flags, given.variables.clone()).unwrap().port(), 9);
+    assert_eq!(listen(&given.flags, &given.variables).unwrap().port(), 9);
     let given = given.without("CONNECTOR_LISTEN");
-    assert!(listen(&given.flags, given.variables.clone()).unwrap_err().to_string().contains("/no/such/file"));
+    assert!(listen(&given.flags, &given.variables).unwrap_err().to_string().contains("/no/such/file"));
 }
 
 #[test]
 fn the_way_to_posthogs_api_is_read_alone() {
     let read = |variables: &[(&str, &str)]| {
-        posthog(&Flags::default(), variables.iter().map(|(name, value)| (name.into(), value.into())))
+        posthog(&Flags::default(), &variables.iter().map(|(name, value)| (name.into(), value.into())).collect())
     };
     let loaded = read(&POSTHOG).unwrap();
     assert_eq!((loaded.config.url.as_str(), loaded.config.project_id), ("https://us.posthog.com/", 12345));
@@ -330,7 +330,7 @@ fn the_way_to_posthogs_api_is_read_alone() {
     let missing = read(&[]).unwrap_err().problems;
     assert_eq!(missing.len(), 3);
     let if_set = |variables: &[(&str, &str)]| {
-        posthog_if_set(&Flags::default(), variables.iter().map(|(name, value)| (name.into(), value.into())))
+        posthog_if_set(&Flags::default(), &variables.iter().map(|(name, value)| (name.into(), value.into())).collect())
     };
     assert!(if_set(&[]).unwrap().config.is_none());
     assert_eq!(if_set(&POSTHOG[..1]).unwrap_err().problems, missing[1..]);

@@ -406,9 +406,9 @@ async fn what_developers_print_has_no_secret() {
     install_provider();
     let variance = Variance::start().await;
     variance.always(answer("302 Found", "Location: /canary-location\r\n"));
-    let variables = || secrets("http", &variance).into_iter().map(|(name, value)| (name.into(), value.into()));
-    let loaded = config::load(&Flags::default(), variables()).unwrap();
-    let forwarding = config::forwarding(&Flags::default(), variables()).unwrap();
+    let variables = secrets("http", &variance).into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let loaded = config::load(&Flags::default(), &variables).unwrap();
+    let forwarding = config::forwarding(&Flags::default(), &variables).unwrap();
     assert_no_canary("the configuration", &format!("{loaded:?} {loaded:#?} {forwarding:?}"));
     let auth = Auth::new(loaded.config.service.auth);
     let destination = Destination::new(loaded.config.service.destination);

@@ -1,11 +1,11 @@
 //! The settings that change while the service runs: all by SIGHUP, and the webhook URL when it seems to be wrong.
 
-use std::{convert::Infallible, ffi::OsString, path::PathBuf, time::Duration};
+use std::{convert::Infallible, ffi::OsStr, path::PathBuf, time::Duration};
 
 use tokio::{select, signal::unix::Signal, time::sleep};
 
 use crate::{
-    config::{self, FILE_VARIABLE, Flags, Loaded},
+    config::{self, FILE_VARIABLE, Flags, Loaded, Variables},
     repeated::Repeated,
     service::{Reload, ServiceSettings},
     telemetry::Log,
@@ -17,7 +17,7 @@ const URL_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The sources of the settings, and the service that uses them.
 pub(super) struct Reloader<'a> {
     pub(super) flags: Flags,
-    pub(super) variables: Vec<(OsString, OsString)>,
+    pub(super) variables: &'a Variables,
     /// The file that the webhook URL was read from.
     pub(super) url_file: Option<PathBuf>,
     pub(super) service: Reload,
@@ -40,7 +40,7 @@ impl Reloader<'_> {
     }
 
     fn read_all(&mut self) {
-        let loaded = match config::load(&self.flags, self.variables.iter().cloned()) {
+        let loaded = match config::load(&self.flags, self.variables) {
             Ok(loaded) => loaded,
             Err(config::Error { problems }) => {
                 for problem in problems {
@@ -70,13 +70,13 @@ impl Reloader<'_> {
 
     /// True if there is a configuration file. Flags and environment variables stay as they were at the start.
     fn has_file(&self) -> bool {
-        let is_named = |(name, value): &(OsString, OsString)| name == FILE_VARIABLE && !value.is_empty();
-        self.flags.config.is_some() || self.variables.iter().any(is_named)
+        let named = self.variables.get(OsStr::new(FILE_VARIABLE));
+        self.flags.config.is_some() || named.is_some_and(|path| !path.is_empty())
     }
 
     fn read_url(&mut self, failures: &Repeated) {
         let current = self.service.settings();
-        let problem = match config::destination_alone(&self.flags, self.variables.iter().cloned()) {
+        let problem = match config::destination_alone(&self.flags, self.variables) {
             Ok(Loaded { config, .. }) if config.webhook_url == current.destination.webhook_url => return,
             Ok(Loaded { config, .. }) => {
                 let settings = ServiceSettings { destination: config, ..current.clone() };

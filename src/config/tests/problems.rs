@@ -134,7 +134,7 @@ fn a_wrong_value_is_told_with_its_key_and_origin_and_what_would_be_right() {
         ),
     ] {
         let mut given = Given::new(&[]).without(variable);
-        given.variables.push((variable.into(), value.into()));
+        given.variables.insert(variable.into(), value.into());
         assert_eq!(given.problems(), [problem]);
     }
 }
@@ -251,17 +251,18 @@ fn a_file_that_cannot_be_read_is_told_with_who_named_it() {
         given.problems(),
         ["the configuration file none.toml (flag --config) cannot be read: No such file or directory (os error 2)"]
     );
-    given.variables.push((FILE_VARIABLE.into(), given.flags.config.take().unwrap().into()));
+    given.variables.insert(FILE_VARIABLE.into(), given.flags.config.take().unwrap().into());
     assert!(given.problems()[0].contains("none.toml (environment variable CONNECTOR_CONFIG) cannot be read: "));
 }
 
 #[cfg(unix)]
 #[test]
 fn a_variable_that_is_not_utf_8_is_told_by_its_name() {
-    use std::os::unix::ffi::OsStringExt as _;
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+
     let mut given = Given::new(&[]);
-    given.variables.push(("CONNECTOR_TOKEN".into(), OsString::from_vec(b"0123456789abcdef\xff".to_vec())));
-    given.variables.push((OsString::from_vec(b"CONNECTOR_\xff".to_vec()), "of somebody else".into()));
+    given.variables.insert("CONNECTOR_TOKEN".into(), OsString::from_vec(b"0123456789abcdef\xff".to_vec()));
+    given.variables.insert(OsString::from_vec(b"CONNECTOR_\xff".to_vec()), "of somebody else".into());
     assert_eq!(given.problems(), ["server.token (environment variable CONNECTOR_TOKEN) is not UTF-8"]);
 }
 
@@ -285,7 +286,7 @@ proptest! {
         let file = written.collect::<String>() + &rest;
         let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, &**value)).collect();
         let given = Given::new(&variables).file(&file);
-        let said = match load(&given.flags, given.variables.clone()) {
+        let said = match load(&given.flags, &given.variables) {
             Ok(loaded) => format!("{loaded:?}"),
             Err(error) => {
                 prop_assert!(!error.problems.is_empty());

@@ -56,7 +56,7 @@ fn a_file_without_a_secret_is_told() {
         };
         is_told(&given().secret_file(&variable, " \n"), "secret cannot be used: it is empty");
         let mut missing = given();
-        missing.variables.push(((&variable).into(), "/no/such/file".into()));
+        missing.variables.insert((&variable).into(), "/no/such/file".into());
         is_told(&missing, "/no/such/file cannot be used: No such file or directory (os error 2)");
     }
 }
@@ -82,7 +82,7 @@ fn no_message_and_no_debug_output_has_a_secret() {
     let wrong_line = format!("{secret}\u{7}");
     for variable in ["VARIANCE_AUTHORIZATION", "CONNECTOR_TOKEN", "CONNECTOR_SIGNING_SECRET"] {
         let mut given = Given::new(&[]).without(variable);
-        given.variables.push((variable.into(), (&wrong_line).into()));
+        given.variables.insert(variable.into(), (&wrong_line).into());
         check(&given);
         let given = Given::new(&[]).without(variable).without(AUTHORIZATION.0);
         check(&given.secret_file(&format!("{variable}_FILE"), &wrong_line));
@@ -101,7 +101,7 @@ fn no_message_and_no_debug_output_has_a_secret() {
     }
 
     fn check(given: &Given) {
-        let error = load(&given.flags, given.variables.clone()).unwrap_err();
+        let error = load(&given.flags, &given.variables).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("S3CRET"), "{error}");
     }
 }

@@ -32,8 +32,8 @@ fuzz_target!(|text: &str| {
     let (variables, file) = text.split_once("\n\n").unwrap_or((text, ""));
     fs::write(&*FILE, file).expect("there is room for it");
     let flags = Flags { config: Some(FILE.clone()), ..Flags::default() };
-    let variables: Vec<_> = variables.lines().filter_map(variable).collect();
-    let loaded = config::load(&flags, variables.clone());
+    let variables = variables.lines().filter_map(variable).collect();
+    let loaded = config::load(&flags, &variables);
     let said = match &loaded {
         Ok(loaded) => format!("{loaded:?}"),
         Err(error) => {
@@ -43,9 +43,9 @@ fuzz_target!(|text: &str| {
     };
     assert!(text.contains(SECRET) || !said.contains(SECRET), "{said}");
 
-    let mapping = config::mapping_alone(&flags, variables.clone());
-    let forwarding = config::forwarding(&flags, variables.clone());
-    let listen = config::listen(&flags, variables);
+    let mapping = config::mapping_alone(&flags, &variables);
+    let forwarding = config::forwarding(&flags, &variables);
+    let listen = config::listen(&flags, &variables);
     if let Ok(Loaded { config: Config { service, log }, settings, warnings: _ }) = loaded {
         let of_the_service = KEYS.iter().filter(|key| !key.name.starts_with("posthog."));
         assert_eq!(settings.len(), of_the_service.count());

@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     harness,
     program::Program,
-    variance::{Accepting, Variance},
+    variance::{Accepting, Behaviour, Variance},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,4 +177,23 @@ async fn a_thousand_half_sent_heads_take_no_more_memory_than_connections_may() {
     // According to docs/delivery.md: memory for held events, for bodies and for the rest, and a quarter of the sum for
     // the allocator.
     assert!(peak < ((16 + 4 * 4 + 80) * 5 / 4) << 20, "{peak}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_of_hundreds_of_kib_fit_in_the_quarter_of_the_sum() {
+    let variance = Variance::start().await;
+    let long = "x".repeat(400 << 10);
+    let head = format!("HTTP/1.1 200 OK\r\nSet-Cookie: {long}\r\nContent-Length: 0\r\n\r\n");
+    variance.always(Behaviour::Bytes(head.into_bytes()));
+    let (running, address) = Program::serve(&variance).env("CONNECTOR_ATTEMPT_TIMEOUT", "60s").ready().await;
+    let idle = running.memory("VmHWM");
+    let events: Vec<_> = (0..300).map(|n| json!({"event": "e", "uuid": format!("{n}")})).collect();
+    let body = json!({"batch": events}).to_string();
+    let reply = harness::client().post(format!("http://{address}/batch")).body(body).send().await.unwrap();
+    assert_eq!(reply.status(), 200);
+    assert_eq!(variance.received().len(), 300);
+    let grown = running.memory("VmHWM") - idle;
+    println!("300 long heads: {grown} bytes more than {idle}");
+    // The sum without the quarter is 432 MiB by default.
+    assert!(grown < 108 << 20, "{grown}");
 }

@@ -26,17 +26,23 @@ const ACCEPTED: &str = "accepted";
 
 impl Answer {
     pub(super) fn of(result: AttemptResult, url: &Url, reply: &Reply, timeout: Duration) -> Self {
+        let is_web_page = reply.is_web_page();
         let (result, status, text) = match result {
-            AttemptResult::Accepted if reply.is_web_page() => {
+            AttemptResult::Accepted if is_web_page => {
                 let text = "accepted, but the reply is a web page: is variance.webhook_url right, or is this the login page of \
                             a proxy?";
                 (ACCEPTED, None, text.to_owned())
             }
             AttemptResult::Accepted => (ACCEPTED, None, "accepted: Variance has the test event".to_owned()),
             AttemptResult::Refused(status) => ("event_refused", Some(status), refused(status)),
-            AttemptResult::Failed { fault, .. } => of_fault(fault, url, reply.location(), timeout),
+            AttemptResult::Failed { fault, .. } => {
+                let status = match fault {
+                    Fault::Status(status) | Fault::RefusesAll(status) => Some(status),
+                    _ => None,
+                };
+                (word(fault), status, text(fault, url, reply.location(), timeout))
+            }
         };
-        let is_web_page = reply.is_web_page();
         Self { result, status: status.map(|status| status.as_u16()), text, is_web_page }
     }
 
@@ -50,35 +56,53 @@ impl Answer {
     }
 }
 
-fn of_status(status: StatusCode, url: &Url, location: Option<&str>) -> (&'static str, String) {
-    let (result, start, advice) = match status.as_u16() {
+/// Returns the kind of a fault, as a word for programs.
+fn word(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Status(status) | Fault::RefusesAll(status) => match status.as_u16() {
+            401 | 403 => "credential_refused",
+            404 | 405 | 410 => "wrong_path",
+            300..=399 => "redirect",
+            407 => "proxy_refused",
+            408 | 425 | 429 | 503 => "busy",
+            _ => "server_error",
+        },
+        Fault::Timeout => "timed_out",
+        Fault::SlowDns | Fault::Dns => "cannot_resolve",
+        Fault::TlsName => "tls_name_mismatch",
+        Fault::TlsAuthority | Fault::TlsVersion | Fault::TlsClientCertificate | Fault::TlsAlert | Fault::Tls => {
+            "tls_untrusted"
+        }
+        Fault::Http2 | Fault::Connect => "cannot_connect",
+        Fault::Proxy => "proxy_refused",
+        Fault::Unreadable | Fault::Broken => "connection_broken",
+    }
+}
+
+fn text_of_status(status: StatusCode, url: &Url, location: Option<&str>) -> String {
+    let (start, advice) = match status.as_u16() {
         401 | 403 => (
-            "credential_refused",
             "credential refused: Variance",
             ". variance.authorization must be the whole value of the header, as Variance > Integrations > PostHog shows it",
         ),
         404 | 405 | 410 => (
-            "wrong_path",
             "wrong path: Variance",
             ". There is no webhook at the path of variance.webhook_url: copy the URL again from Variance > Integrations > PostHog",
         ),
         300..=399 => {
             let direction = direction(url, location);
-            let text = format!(
+            return format!(
                 "redirect: Variance answered {status}{direction}. Redirects are not followed: set variance.webhook_url to \
                  the URL that it leads to"
             );
-            return ("redirect", text);
         }
-        407 => (
-            "proxy_refused",
-            "proxy refused: the proxy",
-            ". It needs a credential: write the proxy as http://user:password@host:port",
-        ),
-        408 | 425 | 429 | 503 => ("busy", "busy: Variance", ". This is not a configuration problem: try again"),
-        _ => ("server_error", "server error: Variance", ". This is not a configuration problem: try again later"),
+        407 => {
+            ("proxy refused: the proxy", ". It needs a credential: write the proxy as http://user:password@host:port")
+        }
+        408 | 425 | 429 | 503 => ("busy: Variance", ". This is not a configuration problem: try again"),
+        _ => ("server error: Variance", ". This is not a configuration problem: try again later"),
     };
-    (result, format!("{start} answered {status}{advice}"))
+    format!("{start} answered {status}{advice}")
 }
 
 fn refused(status: StatusCode) -> String {
@@ -92,116 +116,64 @@ fn refused(status: StatusCode) -> String {
 pub(in crate::cli) fn advice(fault: Fault, url: &Url, timeout: Duration) -> String {
     match fault {
         Fault::RefusesAll(status) => refused(status),
-        fault => of_fault(fault, url, None, timeout).2,
+        fault => text(fault, url, None, timeout),
     }
 }
 
 /// Says what it means that Variance did not take the event.
-fn of_fault(
-    fault: Fault,
-    url: &Url,
-    location: Option<&str>,
-    timeout: Duration,
-) -> (&'static str, Option<StatusCode>, String) {
+fn text(fault: Fault, url: &Url, location: Option<&str>, timeout: Duration) -> String {
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or_default();
-    let (result, text) = match fault {
-        Fault::Status(status) | Fault::RefusesAll(status) => {
-            let (result, text) = of_status(status, url, location);
-            return (result, Some(status), text);
+    let timeout = humantime::format_duration(timeout);
+    match fault {
+        Fault::Status(status) | Fault::RefusesAll(status) => text_of_status(status, url, location),
+        Fault::Timeout => format!("timed out: {host} did not answer within {timeout} (delivery.attempt_timeout)"),
+        Fault::SlowDns => format!(
+            "cannot resolve in time: looking up {host} took most of {timeout} (delivery.attempt_timeout). Does the first name \
+             server in /etc/resolv.conf reply?"
+        ),
+        Fault::Dns => format!(
+            "cannot resolve: there is no address for {host}. Is it spelt right, and is DNS reachable from here?"
+        ),
+        Fault::TlsName => format!(
+            "TLS name mismatch: the certificate is not for {host}. Is the host right, or does a proxy in between reply \
+             in its place?"
+        ),
+        Fault::TlsAuthority => format!(
+            "an authority's certificate: {host} presents a certificate that is marked as an authority's. Issue a server \
+             certificate that the authority has signed"
+        ),
+        Fault::TlsVersion => {
+            format!("TLS too old: {host} speaks neither TLS 1.2 nor 1.3. Put a proxy that does in front of it")
         }
-        Fault::Timeout => (
-            "timed_out",
-            format!(
-                "timed out: {host} did not answer within {} (delivery.attempt_timeout)",
-                humantime::format_duration(timeout)
-            ),
+        Fault::TlsClientCertificate => format!(
+            "client certificate: {host} asks for one, which the connector does not have. Put a proxy that has one in front of it"
         ),
-        Fault::SlowDns => (
-            "cannot_resolve",
-            format!(
-                "cannot resolve in time: looking up {host} took most of {} (delivery.attempt_timeout). Does the first name \
-                 server in /etc/resolv.conf reply?",
-                humantime::format_duration(timeout)
-            ),
+        Fault::TlsAlert => format!("TLS refused: {host} ended the handshake without saying why. Its log may say more"),
+        Fault::Http2 => format!(
+            "only HTTP/2: {host} does not speak HTTP/1.1 on port {port}. Is there another address, or a proxy, that does?"
         ),
-        Fault::Dns => (
-            "cannot_resolve",
-            format!(
-                "cannot resolve: there is no address for {host}. Is it spelt right, and is DNS reachable from here?"
-            ),
+        Fault::Proxy => format!(
+            "proxy refused: the proxy (HTTPS_PROXY or ALL_PROXY) makes no connection to {host}. Does it allow that host, \
+             or does it need a credential?"
         ),
-        Fault::TlsName => (
-            "tls_name_mismatch",
-            format!(
-                "TLS name mismatch: the certificate is not for {host}. Is the host right, or does a proxy in between reply \
-                 in its place?"
-            ),
+        Fault::Unreadable => format!(
+            "unreadable: the reply of {host} is not HTTP/1.1. Does it speak only HTTP/2, or another protocol, on port \
+             {port}? Variance may or may not have the test event"
         ),
-        Fault::TlsAuthority => (
-            "tls_untrusted",
-            format!(
-                "an authority's certificate: {host} presents a certificate that is marked as an authority's. Issue a server \
-                 certificate that the authority has signed"
-            ),
+        Fault::Tls => format!(
+            "no trusted TLS: {host} speaks no TLS on port {port}, or its certificate has expired or comes from an \
+             authority that this machine does not know (SSL_CERT_FILE can name a bundle with it)"
         ),
-        Fault::TlsVersion => (
-            "tls_untrusted",
-            format!("TLS too old: {host} speaks neither TLS 1.2 nor 1.3. Put a proxy that does in front of it"),
+        Fault::Connect => format!(
+            "cannot connect: nothing accepts connections at {host}, port {port}, or at the proxy if HTTPS_PROXY, HTTP_PROXY \
+             or ALL_PROXY names one. Is it running, and does a firewall let the connection pass?"
         ),
-        Fault::TlsClientCertificate => (
-            "tls_untrusted",
-            format!(
-                "client certificate: {host} asks for one, which the connector does not have. Put a proxy that has one in front of it"
-            ),
+        Fault::Broken => format!(
+            "connection broken: {host} closed the connection before it replied. Variance may or may not have the test \
+             event"
         ),
-        Fault::TlsAlert => (
-            "tls_untrusted",
-            format!("TLS refused: {host} ended the handshake without saying why. Its log may say more"),
-        ),
-        Fault::Http2 => (
-            "cannot_connect",
-            format!(
-                "only HTTP/2: {host} does not speak HTTP/1.1 on port {port}. Is there another address, or a proxy, that does?"
-            ),
-        ),
-        Fault::Proxy => (
-            "proxy_refused",
-            format!(
-                "proxy refused: the proxy (HTTPS_PROXY or ALL_PROXY) makes no connection to {host}. Does it allow that host, \
-                 or does it need a credential?"
-            ),
-        ),
-        Fault::Unreadable => (
-            "connection_broken",
-            format!(
-                "unreadable: the reply of {host} is not HTTP/1.1. Does it speak only HTTP/2, or another protocol, on port \
-                 {port}? Variance may or may not have the test event"
-            ),
-        ),
-        Fault::Tls => (
-            "tls_untrusted",
-            format!(
-                "no trusted TLS: {host} speaks no TLS on port {port}, or its certificate has expired or comes from an \
-                 authority that this machine does not know (SSL_CERT_FILE can name a bundle with it)"
-            ),
-        ),
-        Fault::Connect => (
-            "cannot_connect",
-            format!(
-                "cannot connect: nothing accepts connections at {host}, port {port}, or at the proxy if HTTPS_PROXY, HTTP_PROXY \
-                 or ALL_PROXY names one. Is it running, and does a firewall let the connection pass?"
-            ),
-        ),
-        Fault::Broken => (
-            "connection_broken",
-            format!(
-                "connection broken: {host} closed the connection before it replied. Variance may or may not have the test \
-                 event"
-            ),
-        ),
-    };
-    (result, None, text)
+    }
 }
 
 /// Describes where a redirect leads, without the path: it is as secret as that of the webhook URL, which is not shown

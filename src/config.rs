@@ -307,7 +307,7 @@ fn destination(reader: &mut Reader) -> Result<DestinationSettings, Reported> {
 
 /// Adds the network settings for the way to a URL.
 fn network(reader: &mut Reader, url: Url) -> Result<(Url, Network), Reported> {
-    match Network::from_variables(&url, |name| reader.foreign_variable(name)) {
+    match Network::from_variables(&url, |name| reader.sources.foreign_variable(name)) {
         Ok((network, warnings)) => {
             for warning in warnings {
                 reader.warn(warning);

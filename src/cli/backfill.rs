@@ -6,8 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufReader, Write},
     num::NonZeroU32,
     path::{Path, PathBuf},
     process,
@@ -165,11 +164,9 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
     let Args { ingested, ingested_since, lost, after, since, until, skip, quiet, .. } = args;
     Ok(Some(match lost {
         Some(path) => {
-            let (name, log): (_, io::Result<Box<dyn Read>>) = match path == Path::new("-") {
-                true => ("standard input".to_owned(), Ok(Box::new(io::stdin()))),
-                false => (path.display().to_string(), File::open(path).map(|file| Box::new(file) as Box<dyn Read>)),
-            };
-            let lost = log.and_then(|log| Lost::read(BufReader::with_capacity(64 << 10, log)));
+            let log = Source::new(path);
+            let lost = log.open().and_then(|text| Lost::read(BufReader::with_capacity(64 << 10, text)));
+            let name = log.name;
             let lost = lost.with_context(|| format!("the log {name} (--lost) cannot be read"))?;
             if lost.ids.is_empty() && lost.others.is_empty() {
                 anyhow::ensure!(

@@ -31,7 +31,7 @@ const KEPT: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     path: Option<PathBuf>,
-    name: String,
+    pub(super) name: String,
 }
 
 /// The number of bytes that have been read.
@@ -101,18 +101,22 @@ impl Source {
         position: &Position,
         take: &mut dyn FnMut(Item<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        match self.open().and_then(|stream| unpack(stream, &self.name, Arc::clone(position))) {
+        let stream = match &self.path {
+            Some(path) if path.is_dir() => Err(io::Error::other("it is a directory: name the files in it")),
+            _ => self.open(),
+        };
+        match stream.and_then(|stream| unpack(stream, &self.name, Arc::clone(position))) {
             Ok(text) => Reading { source: &self.name, take }.all(text),
             Err(error) => take(Item::Unreadable(format!("{}: {error}", self.name))),
         }
     }
 
-    fn open(&self) -> io::Result<Box<dyn Read>> {
-        match &self.path {
-            None => Ok(Box::new(io::stdin())),
-            Some(path) if path.is_dir() => Err(io::Error::other("it is a directory: name the files in it")),
-            Some(path) => Ok(Box::new(File::open(path)?)),
-        }
+    /// Opens the source as it is, compressed or not.
+    pub(super) fn open(&self) -> io::Result<Box<dyn Read>> {
+        Ok(match &self.path {
+            None => Box::new(io::stdin()),
+            Some(path) => Box::new(File::open(path)?),
+        })
     }
 }
 
@@ -227,7 +231,7 @@ fn is_open(line: &[u8]) -> bool {
 
 /// True for the `…_manifest.json` that PostHog leaves beside exported files.
 fn is_manifest(element: Raw<'_>) -> bool {
-    element.member("files").is_some_and(|files| files.as_str().starts_with('['))
+    element.member("files").is_some_and(Raw::is_array)
 }
 
 impl<'a> Original<'a> {

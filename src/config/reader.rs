@@ -1,6 +1,6 @@
 //! A reader of settings, which collects their values, warnings and problems.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::path::PathBuf;
 
 use super::{
     Error, Loaded, Setting,
@@ -17,7 +17,7 @@ pub(super) struct Reported;
 
 /// The sources, and the results of reading them so far.
 pub(super) struct Reader {
-    sources: Sources,
+    pub(super) sources: Sources,
     settings: Vec<Setting>,
     warnings: Vec<String>,
     problems: Vec<String>,
@@ -79,12 +79,8 @@ impl Reader {
 
     /// True in a container that Docker or Podman stops: its image says so, by systemd's convention, and no Kubernetes runs it.
     pub(super) fn is_in_container(&self) -> bool {
-        self.foreign_variable("container").is_some() && self.foreign_variable("KUBERNETES_SERVICE_HOST").is_none()
-    }
-
-    /// Returns a variable that is not one of this program's own, even if it is empty.
-    pub(super) fn foreign_variable(&self, name: &str) -> Option<OsString> {
-        self.sources.foreign_variable(name)
+        let has = |name| self.sources.foreign_variable(name).is_some();
+        has("container") && !has("KUBERNETES_SERVICE_HOST")
     }
 
     /// Warns of variables that look as if they were meant for this program.
@@ -134,7 +130,7 @@ impl Reader {
 
     /// Adds the problems of the file, even where a flag or a variable takes precedence.
     pub(super) fn check_file(&mut self) {
-        let problems: Vec<_> = self.sources.problems_of_the_file().map(str::to_owned).collect();
+        let problems: Vec<_> = self.sources.file.problems().map(str::to_owned).collect();
         for problem in problems {
             self.problem(problem);
         }

@@ -34,7 +34,7 @@ pub type Variables = BTreeMap<OsString, OsString>;
 pub(super) struct Sources {
     flags: Flags,
     variables: Variables,
-    file: File,
+    pub(super) file: File,
 }
 
 impl Sources {
@@ -92,11 +92,6 @@ impl Sources {
             Some(given) => given.map(Some),
             None => Ok(key.default.map(|text| one(text, Origin::Default))),
         }
-    }
-
-    /// Returns the problems of the file, even where a flag or a variable takes precedence.
-    pub(super) fn problems_of_the_file(&self) -> impl Iterator<Item = &str> {
-        self.file.problems()
     }
 
     /// Returns warnings of variables that look as if they were meant for this program.

@@ -6,9 +6,10 @@ use std::{
 };
 
 use indicatif::HumanCount;
+use strum::VariantArray;
 
 /// The ways in which an event can end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, VariantArray)]
 pub(super) enum End {
     Delivered,
     Filtered,
@@ -19,9 +20,6 @@ pub(super) enum End {
 }
 
 impl End {
-    const ALL: [Self; 6] =
-        [Self::Delivered, Self::Filtered, Self::Refused, Self::Invalid, Self::OutsideOfTimes, Self::Undelivered];
-
     fn name(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
@@ -42,7 +40,7 @@ impl End {
 /// The counts. Each event is in exactly one of them, so that they add up at any time.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    ends: [AtomicU64; End::ALL.len()],
+    ends: [AtomicU64; End::VARIANTS.len()],
     queued: AtomicU64,
     unreadable: AtomicU64,
     missing: AtomicU64,
@@ -84,7 +82,7 @@ impl Counts {
 
     /// The number of all events that are counted.
     pub(super) fn read(&self) -> u64 {
-        End::ALL.iter().map(|end| self.of(*end)).sum()
+        End::VARIANTS.iter().map(|end| self.of(*end)).sum()
     }
 
     pub(super) fn has_failures(&self) -> bool {
@@ -108,7 +106,7 @@ impl Counts {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ends = End::ALL.iter().filter(|end| end.is_usual() || self.of(**end) > 0);
+        let ends = End::VARIANTS.iter().filter(|end| end.is_usual() || self.of(**end) > 0);
         let ends: Vec<_> = ends.map(|end| self.told(*end)).collect();
         write!(f, "{} events read = {}", HumanCount(self.read()), ends.join(" + "))?;
         for (what, count) in [

@@ -91,7 +91,8 @@ impl Reader {
             Item::Event(place, event, original) => self.event(&place, event, original)?,
             Item::Invalid(place, reason, original) => self.send(&place, Err(reason.to_string()), original)?,
             Item::Unreadable(problem) => {
-                self.unreadable(&problem);
+                self.counts.add_unreadable();
+                self.progress.say(&format!("error: {problem}"));
                 return Ok(());
             }
             Item::Note(note) => self.progress.note(&format!("note: {note}")),
@@ -134,12 +135,6 @@ impl Reader {
         let work = Work { next: self.next().clone(), place: place.to_string(), original, message, _budget: budget };
         self.counts.add_queued();
         self.works.send(work).map_err(|_| Stop)
-    }
-
-    /// Reports a source that cannot be read at all, or not to its end.
-    pub(super) fn unreadable(&self, problem: &dyn Display) {
-        self.counts.add_unreadable();
-        self.progress.say(&format!("error: {problem}"));
     }
 
     /// Reports events that should be in PostHog and were not found there.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use reqwest::{Client, StatusCode, redirect::Policy};
 
 use crate::config::{self, Flags, Variables};
@@ -51,20 +51,26 @@ impl Service {
         Ok(Self { address: addresses[0], client })
     }
 
-    /// Returns the service's answer on a path.
-    pub(super) async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
+    /// Returns the service's answer on a path, which must have one of these statuses.
+    pub(super) async fn get(&self, path: &str, expected: &[StatusCode]) -> anyhow::Result<String> {
         let reply = async {
             let reply = self.client.get(format!("http://{NAME}:{}{path}", self.address.port())).send().await?;
             Ok((reply.status(), reply.text().await?))
         };
-        reply.await.map_err(|error: reqwest::Error| {
+        let (status, text) = reply.await.map_err(|error: reqwest::Error| {
             // The last cause alone says what a person needs.
             anyhow!(
                 "no reply from {} ({}): is variance-connector running, and is server.listen right?",
                 self.address,
                 anyhow::Error::new(error.without_url()).root_cause()
             )
-        })
+        })?;
+        ensure!(
+            expected.contains(&status),
+            "{} answered {path} with {status}: is it variance-connector?",
+            self.address
+        );
+        Ok(text)
     }
 }
 

@@ -1,6 +1,5 @@
 //! `healthcheck`: asks the running service whether it is alive, for images without another tool that could.
 
-use anyhow::bail;
 use reqwest::StatusCode;
 
 use super::ask::{self, Service};
@@ -13,10 +12,7 @@ pub(super) fn run(args: ask::Args, variables: &Variables) -> anyhow::Result<()> 
 }
 
 async fn ask(service: &Service) -> anyhow::Result<()> {
-    match service.get("/healthz").await? {
-        (StatusCode::OK, _) => Ok(()),
-        (status, _) => bail!("{} answered /healthz with {status}: is it variance-connector?", service.address),
-    }
+    service.get("/healthz", &[StatusCode::OK]).await.map(drop)
 }
 
 #[cfg(test)]

@@ -75,6 +75,8 @@ pub struct Config {
 /// The settings for forwarding events without receiving any.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
+    /// The PostHog from which events are fetched, if they are.
+    pub posthog: Option<PosthogSettings>,
     /// The rules by which events are mapped.
     pub mapping: MappingSettings,
     /// The place to which events are posted.
@@ -97,12 +99,6 @@ pub struct Loaded<T = Config> {
 }
 
 impl<T> Loaded<T> {
-    /// Returns the same with other settings in the place of these.
-    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Loaded<U> {
-        let Self { config, settings, warnings } = self;
-        Loaded { config: change(config), settings, warnings }
-    }
-
     /// Returns the file that the webhook URL was read from.
     pub fn webhook_url_file(&self) -> Option<PathBuf> {
         let setting = self.settings.iter().find(|setting| setting.key.name == WEBHOOK_URL.key.name)?;
@@ -174,39 +170,44 @@ pub fn mapping_alone(flags: &Flags, variables: &Variables) -> Result<MappingSett
     Ok(read(flags, variables, mapping)?.config)
 }
 
-/// Reads the settings for forwarding events, whatever may be wrong or missing in the server's.
+/// Reads the settings for forwarding events, and for fetching them from PostHog if asked to, whatever may be wrong or
+/// missing in the server's.
 ///
 /// # Errors
-/// When one of them is wrong, or there is something wrong with the file.
-pub fn forwarding(flags: &Flags, variables: &Variables) -> Result<Loaded<Forwarding>, Error> {
-    read(flags, variables, forwarded)
+/// When one of them is wrong or missing, or there is something wrong with the file.
+pub fn forwarding(flags: &Flags, variables: &Variables, from_posthog: bool) -> Result<Loaded<Forwarding>, Error> {
+    read(flags, variables, |reader| forwarded(reader, from_posthog))
 }
 
-fn forwarded(reader: &mut Reader) -> Result<Forwarding, Reported> {
+fn forwarded(reader: &mut Reader, from_posthog: bool) -> Result<Forwarding, Reported> {
     let destination = destination(reader);
     let mapping = mapping(reader);
     let outbox = outbox(reader);
     let shutdown_grace = reader.get(&SHUTDOWN_GRACE);
-    Ok(Forwarding { mapping: mapping?, destination: destination?, outbox: outbox?, shutdown_grace: shutdown_grace? })
+    let posthog = from_posthog.then(|| posthog_api(reader)).transpose();
+    Ok(Forwarding {
+        posthog: posthog?,
+        mapping: mapping?,
+        destination: destination?,
+        outbox: outbox?,
+        shutdown_grace: shutdown_grace?,
+    })
 }
 
-/// Reads the settings for fetching events from PostHog, whatever may be wrong or missing elsewhere.
-///
-/// # Errors
-/// When one of them is wrong or missing, or there is something wrong with the file.
-pub fn posthog(flags: &Flags, variables: &Variables) -> Result<Loaded<PosthogSettings>, Error> {
-    read(flags, variables, posthog_api)
-}
-
-/// Reads the settings for fetching events from PostHog, or `None` if none of them is set.
+/// Reads the settings for fetching events from PostHog, whatever may be wrong or missing elsewhere. If none of them is
+/// set and none is required, there are none.
 ///
 /// # Errors
 /// When one of them is wrong, or missing where others are set, or there is something wrong with the file.
-pub fn posthog_if_set(flags: &Flags, variables: &Variables) -> Result<Loaded<Option<PosthogSettings>>, Error> {
+pub fn posthog(
+    flags: &Flags,
+    variables: &Variables,
+    is_required: bool,
+) -> Result<Loaded<Option<PosthogSettings>>, Error> {
     read(flags, variables, |reader| {
         let (url, project_id) = (reader.option(&POSTHOG_URL), reader.option(&POSTHOG_PROJECT_ID));
         match (url, project_id, reader.secret(&POSTHOG_API_KEY, &POSTHOG_API_KEY_FILE)) {
-            (Ok(None), Ok(None), Ok(None)) => Ok(None),
+            (Ok(None), Ok(None), Ok(None)) if !is_required => Ok(None),
             _ => posthog_api(reader).map(Some),
         }
     })
@@ -227,7 +228,7 @@ pub enum Part {
     Service,
     /// The settings that [`load`] and [`posthog`] read.
     All,
-    /// The settings that [`forwarding`] and [`posthog`] read.
+    /// The settings that [`forwarding`] reads.
     Forwarding,
     /// The settings that [`mapping_alone`] reads.
     Mapping,
@@ -242,7 +243,7 @@ impl Part {
         match self {
             Self::Service => drop(service(&mut reader)),
             Self::All => drop((service(&mut reader), posthog_api(&mut reader))),
-            Self::Forwarding => drop((forwarded(&mut reader), posthog_api(&mut reader))),
+            Self::Forwarding => drop(forwarded(&mut reader, true)),
             Self::Mapping => drop(mapping(&mut reader)),
             Self::Listen => drop(reader.get(&LISTEN)),
         }

@@ -5,7 +5,7 @@
 //! file nor that of its events matters.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io::{self, BufReader, Write},
     num::NonZeroU32,
     path::{Path, PathBuf},
@@ -41,11 +41,11 @@ use super::{
     tell,
 };
 use crate::{
-    config::{self, Flags, Forwarding, Variables},
+    config::{self, Flags, Forwarding, Loaded, Variables},
     destination::Destination,
     metrics::Metrics,
     outbox::{Outbox, OutboxSettings},
-    query_api::{PosthogSettings, QueryApi},
+    query_api::QueryApi,
     shutdown,
 };
 
@@ -110,27 +110,18 @@ pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
         return Err(config::Error { problems: vec![problem] }.into());
     }
     let flags = Flags { config: args.config.clone(), ..Flags::default() };
-    let posthog = args.from_posthog.then(|| config::posthog(&flags, variables)).transpose();
-    let (forwarding, posthog) = match (config::forwarding(&flags, variables), posthog) {
-        (Ok(forwarding), Ok(posthog)) => (forwarding, posthog),
-        (forwarding, posthog) => {
-            let problems = forwarding.err().into_iter().chain(posthog.err()).flat_map(|error| error.problems);
-            return Err(config::Error { problems: problems.collect() }.into());
-        }
-    };
-    let warnings: BTreeSet<_> =
-        forwarding.warnings.iter().chain(posthog.iter().flat_map(|posthog| &posthog.warnings)).collect();
+    let Loaded { config, warnings, settings: _ } = config::forwarding(&flags, variables, args.from_posthog)?;
     for warning in warnings {
         tell(format_args!("warning: {warning}"));
     }
-    let posthog = match posthog {
-        None => None,
-        Some(posthog) => match task(&args)? {
-            Some(task) => Some((task, posthog.config)),
+    let task = match args.from_posthog {
+        false => None,
+        true => match task(&args)? {
+            Some(task) => Some(task),
             None => return Ok(()),
         },
     };
-    super::runtime()?.block_on(forward(args, posthog, forwarding.config))
+    super::runtime()?.block_on(forward(args, task, config))
 }
 
 /// Returns what is wrong with the combination of arguments.
@@ -200,8 +191,8 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
     }))
 }
 
-async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwarding: Forwarding) -> anyhow::Result<()> {
-    let Forwarding { mapping, destination, outbox, shutdown_grace } = forwarding;
+async fn forward(args: Args, task: Option<Task>, forwarding: Forwarding) -> anyhow::Result<()> {
+    let Forwarding { posthog, mapping, destination, outbox, shutdown_grace } = forwarding;
     let stop = shutdown::on_signal().context("signals cannot be handled")?;
     let at_once = stop.at_once;
     tokio::spawn(async move {
@@ -211,7 +202,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     let counts = Arc::new(Counts::default());
     let (position, total, reached) = (Position::default(), Arc::default(), Arc::default());
     let sources: Vec<_> = args.files.iter().map(Source::new).collect();
-    let measure = match &posthog {
+    let measure = match &task {
         None => Measure::Bytes(sources.iter().map(Source::len).sum(), Arc::clone(&position)),
         Some(_) => Measure::Events(Arc::clone(&total), Arc::clone(&reached)),
     };
@@ -224,17 +215,17 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
     // The source keeps the events, so they can wait for as long as Variance is away.
     let outbox = OutboxSettings { abandon: false, ..outbox };
     let outbox = Outbox::start(outbox, destination, Metrics::new());
-    let resume = match &posthog {
-        Some((Task::Time { span: (since, _), after, ingested_since, .. }, _)) => {
+    let resume = match &task {
+        Some(Task::Time { span: (since, _), after, ingested_since, .. }) => {
             Resume::From { since: *since, after: after.map(|id| id.to_string()), ingested_since: *ingested_since }
         }
-        None | Some((Task::Lost { .. }, _)) => Resume::Skip(args.skip),
+        None | Some(Task::Lost { .. }) => Resume::Skip(args.skip),
     };
     let next = Arc::new(Mutex::new(Next { number: 0, resume }));
     let (works, queue) = mpsc::unbounded_channel();
     let reader = Reader {
         mapping,
-        times: match &posthog {
+        times: match &task {
             None => Times { since: args.since, until: args.until },
             Some(_) => Times::default(),
         },
@@ -249,7 +240,7 @@ async fn forward(args: Args, posthog: Option<(Task, PosthogSettings)>, forwardin
         scratch: Vec::new(),
     };
     let skip = args.skip;
-    let reading = match posthog {
+    let reading = match task.zip(posthog) {
         Some((task, posthog)) => {
             let api = QueryApi::new(posthog).context("the HTTP client for PostHog cannot be set up")?;
             let from_posthog = FromPosthog::new(api, reader, total, reached);

@@ -90,10 +90,7 @@ pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
     let Args { settings: flags, send, posthog, format, quiet } = args;
     let mut out = io::stdout().lock();
     let flags = Flags::from(flags);
-    let asked = match posthog {
-        true => config::posthog(&flags, variables).map(|loaded| loaded.map(Some)),
-        false => config::posthog_if_set(&flags, variables),
-    };
+    let asked = config::posthog(&flags, variables, posthog);
     let loaded = config::load(&flags, variables).and_then(|mut loaded| {
         let asked = match asked {
             Ok(asked) => {
@@ -162,16 +159,17 @@ async fn ask(settings: PosthogSettings) -> anyhow::Result<QueryAnswer> {
     let mut api = QueryApi::new(settings).context("the HTTP client for PostHog cannot be set up")?;
     let query = Query { text: "SELECT event AS ev_name FROM events LIMIT 1".to_owned(), ..Query::default() };
     let rows = api.ask(&query, &["ev_name"]).await.and_then(|reply| Ok(reply.rows()?.len()));
-    Ok(match rows {
-        Ok(0) => QueryAnswer { works: true, text: format!("PostHog answers: project {project} has no events yet") },
-        Ok(_) => QueryAnswer { works: true, text: format!("PostHog answers: project {project} has events") },
-        Err(QueryError::GiveUp(text)) => QueryAnswer { works: false, text },
-        Err(QueryError::NoAnswer(reason)) => QueryAnswer {
-            works: false,
-            text: format!("{reason}. Is posthog.url the address of PostHog, and does this machine reach it?"),
-        },
-        Err(error) => QueryAnswer { works: false, text: format!("{error}. Try again later") },
-    })
+    let works = rows.is_ok();
+    let text = match rows {
+        Ok(0) => format!("PostHog answers: project {project} has no events yet"),
+        Ok(_) => format!("PostHog answers: project {project} has events"),
+        Err(QueryError::GiveUp(text)) => text,
+        Err(QueryError::NoAnswer(reason)) => {
+            format!("{reason}. Is posthog.url the address of PostHog, and does this machine reach it?")
+        }
+        Err(error) => format!("{error}. Try again later"),
+    };
+    Ok(QueryAnswer { works, text })
 }
 
 /// Posts one `track`, whatever the filters say.

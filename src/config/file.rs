@@ -37,11 +37,8 @@ impl File {
             match content.get_ref() {
                 DeValue::Table(table) if sections().any(|known| known == section) => {
                     for (name, value) in table {
-                        file.add(
-                            &format!("{section}.{}", name.get_ref()),
-                            value.get_ref(),
-                            source.origin(name.span().start),
-                        );
+                        let (origin, name) = (source.origin(name.span().start), name.get_ref());
+                        file.add(&format!("{section}.{name}"), value.get_ref(), origin);
                     }
                 }
                 DeValue::Table(_) => {

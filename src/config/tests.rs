@@ -96,7 +96,8 @@ fn the_two_required_settings_suffice() {
     assert!(config.service.auth.tokens.is_empty() && config.service.auth.signing_secrets.is_empty());
     assert_eq!(warnings, [""; 0]);
     let names: Vec<_> = settings.iter().map(|setting| setting.key.name).collect();
-    let posthog = posthog(&Flags::default(), &POSTHOG.map(|(name, value)| (name.into(), value.into())).into()).unwrap();
+    let posthog =
+        posthog(&Flags::default(), &POSTHOG.map(|(name, value)| (name.into(), value.into())).into(), true).unwrap();
     let names: Vec<_> = names.into_iter().chain(posthog.settings.iter().map(|setting| setting.key.name)).collect();
     let keys: Vec<_> = KEYS.iter().map(|key| key.name).collect();
     assert_eq!(names, keys, "every key of the table is read");
@@ -319,19 +320,20 @@ fn the_address_alone_is_read_whatever_is_wrong_with_the_rest() {
 
 #[test]
 fn the_way_to_posthogs_api_is_read_alone() {
-    let read = |variables: &[(&str, &str)]| {
-        posthog(&Flags::default(), &variables.iter().map(|(name, value)| (name.into(), value.into())).collect())
+    let read_if = |is_required, variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        posthog(&Flags::default(), &variables, is_required)
     };
+    let read = |variables: &[(&str, &str)]| read_if(true, variables);
+    let if_set = |variables: &[(&str, &str)]| read_if(false, variables);
     let loaded = read(&POSTHOG).unwrap();
-    assert_eq!((loaded.config.url.as_str(), loaded.config.project_id), ("https://us.posthog.com/", 12345));
-    assert_eq!(loaded.config.api_key.expose(), "phx_s3cret-of-posthog");
     assert!(!format!("{loaded:?}").contains("s3cret"));
+    let settings = loaded.config.unwrap();
+    assert_eq!((settings.url.as_str(), settings.project_id), ("https://us.posthog.com/", 12345));
+    assert_eq!(settings.api_key.expose(), "phx_s3cret-of-posthog");
 
     let missing = read(&[]).unwrap_err().problems;
     assert_eq!(missing.len(), 3);
-    let if_set = |variables: &[(&str, &str)]| {
-        posthog_if_set(&Flags::default(), &variables.iter().map(|(name, value)| (name.into(), value.into())).collect())
-    };
     assert!(if_set(&[]).unwrap().config.is_none());
     assert_eq!(if_set(&POSTHOG[..1]).unwrap_err().problems, missing[1..]);
     assert_eq!(if_set(&POSTHOG).unwrap().config.map(|settings| settings.project_id), Some(12345));

@@ -408,7 +408,7 @@ async fn what_developers_print_has_no_secret() {
     variance.always(answer("302 Found", "Location: /canary-location\r\n"));
     let variables = secrets("http", &variance).into_iter().map(|(name, value)| (name.into(), value.into())).collect();
     let loaded = config::load(&Flags::default(), &variables).unwrap();
-    let forwarding = config::forwarding(&Flags::default(), &variables).unwrap();
+    let forwarding = config::forwarding(&Flags::default(), &variables, false).unwrap();
     assert_no_canary("the configuration", &format!("{loaded:?} {loaded:#?} {forwarding:?}"));
     let auth = Auth::new(loaded.config.service.auth);
     let destination = Destination::new(loaded.config.service.destination);

@@ -44,7 +44,7 @@ fuzz_target!(|text: &str| {
     assert!(text.contains(SECRET) || !said.contains(SECRET), "{said}");
 
     let mapping = config::mapping_alone(&flags, &variables);
-    let forwarding = config::forwarding(&flags, &variables);
+    let forwarding = config::forwarding(&flags, &variables, false);
     let listen = config::listen(&flags, &variables);
     if let Ok(Loaded { config: Config { service, log }, settings, warnings: _ }) = loaded {
         let of_the_service = KEYS.iter().filter(|key| !key.name.starts_with("posthog."));

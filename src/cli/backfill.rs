@@ -200,11 +200,11 @@ async fn forward(args: Args, task: Option<Task>, forwarding: Forwarding) -> anyh
         process::exit(1);
     });
     let counts = Arc::new(Counts::default());
-    let (position, total, reached) = (Position::default(), Arc::default(), Arc::default());
+    let position = Position::default();
     let sources: Vec<_> = args.files.iter().map(Source::new).collect();
     let measure = match &task {
         None => Measure::Bytes(sources.iter().map(Source::len).sum(), Arc::clone(&position)),
-        Some(_) => Measure::Events(Arc::clone(&total), Arc::clone(&reached)),
+        Some(_) => Measure::Events,
     };
     let progress = Progress::start(args.quiet, measure, Arc::clone(&counts));
     let mut failures = Failures::open(args.failed.as_deref(), progress.clone())?;
@@ -243,7 +243,7 @@ async fn forward(args: Args, task: Option<Task>, forwarding: Forwarding) -> anyh
     let reading = match task.zip(posthog) {
         Some((task, posthog)) => {
             let api = QueryApi::new(posthog).context("the HTTP client for PostHog cannot be set up")?;
-            let from_posthog = FromPosthog::new(api, reader, total, reached);
+            let from_posthog = FromPosthog::new(api, reader);
             thread::spawn(move || from_posthog.read(task))
         }
         None => thread::spawn(move || {

@@ -3,10 +3,6 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Display,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -89,17 +85,10 @@ pub(super) struct FromPosthog {
     hopeless: u32,
     queries: u64,
     days: Days,
-    total: Arc<AtomicU64>,
-    reached: Arc<Mutex<Option<Timestamp>>>,
 }
 
 impl FromPosthog {
-    pub(super) fn new(
-        api: QueryApi,
-        reader: Reader,
-        total: Arc<AtomicU64>,
-        reached: Arc<Mutex<Option<Timestamp>>>,
-    ) -> Self {
+    pub(super) fn new(api: QueryApi, reader: Reader) -> Self {
         Self {
             api,
             reader,
@@ -110,8 +99,6 @@ impl FromPosthog {
             hopeless: 0,
             queries: 0,
             days: Days::default(),
-            total,
-            reached,
         }
     }
 
@@ -153,7 +140,7 @@ impl FromPosthog {
         let after = after.map(|uuid| Key { time: span.from, uuid: uuid.to_string() });
         let counts = self.count(&selection, span, after.as_ref())?;
         let total = counts.values().sum();
-        self.total.store(total, Ordering::Relaxed);
+        self.reader.progress.expect(total);
         let again = match by {
             By::Timestamp => "",
             By::CreatedAt => "; what Variance has of them already comes a second time, with the same messageId",
@@ -219,7 +206,7 @@ impl FromPosthog {
         let (first, last) = lost.logged.unwrap_or((now, now));
         let mut missing = Vec::new();
         let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(lost.ids.len());
-        self.total.store((lost.ids.len() - skip) as u64, Ordering::Relaxed);
+        self.reader.progress.expect((lost.ids.len() - skip) as u64);
         for (index, ids) in lost.ids[skip..].chunks(IDS_AT_ONCE).enumerate() {
             self.reader.next().resume = Resume::Skip((skip + index * IDS_AT_ONCE) as u64);
             let mut ids = ids.to_vec();
@@ -332,7 +319,7 @@ impl FromPosthog {
                 }
                 if is_time {
                     self.go_on_from(selection, &before);
-                    *self.reached.lock().expect("no panic while it is held") = Some(key.time);
+                    self.reader.progress.reach(key.time);
                 }
                 told(&key.uuid);
                 self.row(key, Line::of(row).map_err(give_up)?)?;

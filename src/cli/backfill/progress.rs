@@ -36,6 +36,10 @@ struct Inner {
     start: Instant,
     measure: Measure,
     counts: Arc<Counts>,
+    /// The events in all, once that is known.
+    expected: AtomicU64,
+    /// The time that reading has reached.
+    reached: Mutex<Option<Timestamp>>,
     last: Mutex<Last>,
 }
 
@@ -44,8 +48,8 @@ struct Inner {
 pub(super) enum Measure {
     /// The bytes in all, if that is known, and those read so far.
     Bytes(Option<u64>, Position),
-    /// The events in all, once that is known, and the time that reading has reached.
-    Events(Arc<AtomicU64>, Arc<Mutex<Option<Timestamp>>>),
+    /// The events in all, once that is known.
+    Events,
 }
 
 #[derive(Debug)]
@@ -59,7 +63,7 @@ impl Progress {
         let template = match &measure {
             Measure::Bytes(Some(_), _) => "{bar:24} {percent}% of {binary_total_bytes}, {msg}, {eta} left",
             Measure::Bytes(None, _) => "{spinner} {binary_bytes}, {msg}",
-            Measure::Events(..) => "{bar:24} {human_pos} of {human_len} events, {msg}, {eta} left",
+            Measure::Events => "{bar:24} {human_pos} of {human_len} events, {msg}, {eta} left",
         };
         let bar = if io::stderr().is_terminal() && !is_quiet {
             let style = ProgressStyle::with_template(template).expect("a template that is known to be right");
@@ -69,7 +73,8 @@ impl Progress {
         };
         let start = Instant::now();
         let last = Mutex::new(Last { line: start, is_paused: false });
-        Self(Arc::new(Inner { bar, is_quiet, start, measure, counts, last }))
+        let (expected, reached) = (AtomicU64::default(), Mutex::default());
+        Self(Arc::new(Inner { bar, is_quiet, start, measure, counts, expected, reached, last }))
     }
 
     /// Prints a problem.
@@ -84,9 +89,19 @@ impl Progress {
         }
     }
 
+    /// Notes how many events there are in all.
+    pub(super) fn expect(&self, events: u64) {
+        self.0.expected.store(events, Ordering::Relaxed);
+    }
+
+    /// Notes the time that reading has reached.
+    pub(super) fn reach(&self, time: Timestamp) {
+        *self.0.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    }
+
     /// Updates the display.
     pub(super) fn update(&self, outbox: &Outbox) {
-        let Inner { bar, is_quiet, start, measure, counts, last } = &*self.0;
+        let Inner { bar, is_quiet, start, measure, counts, expected, reached, last } = &*self.0;
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         let health = outbox.health();
         let is_paused = health.state == StateLabel::Paused;
@@ -101,10 +116,10 @@ impl Progress {
                 let read = read.load(Ordering::Relaxed);
                 ((read as f64 * counts.part_ended()) as u64, *total, String::new())
             }
-            Measure::Events(total, reached) => {
+            Measure::Events => {
                 let reached = *reached.lock().unwrap_or_else(PoisonError::into_inner);
                 let reached = reached.map(|time| format!("up to {time:.0}, ")).unwrap_or_default();
-                (counts.ended(), Some(total.load(Ordering::Relaxed)), reached)
+                (counts.ended(), Some(expected.load(Ordering::Relaxed)), reached)
             }
         };
         let message = format!("{reached}{} events/s, {}", HumanCount(self.rate()), counts.brief());
@@ -143,7 +158,7 @@ impl Measure {
     fn amount(&self, number: u64) -> String {
         match self {
             Self::Bytes(..) => HumanBytes(number).to_string(),
-            Self::Events(..) => format!("{} events", HumanCount(number)),
+            Self::Events => format!("{} events", HumanCount(number)),
         }
     }
 }

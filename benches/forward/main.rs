@@ -29,7 +29,7 @@ use shared::{process::Process, sender::Sender};
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.first().map(String::as_str) {
-        Some("receiver") => return receiver::run(),
+        Some("receiver") => return shared::accept(receiver::serve),
         Some("yardstick") => return yardstick::run(&args[1], args[2].parse()?),
         _ => {}
     }

@@ -3,7 +3,6 @@
 use std::{
     collections::{HashSet, VecDeque},
     hash::{BuildHasher, RandomState},
-    io::Write,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -11,11 +10,11 @@ use std::{
 use anyhow::{Context, bail};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::{Instant, sleep_until},
 };
 
-use crate::shared::request_end;
+use crate::shared::{accept, request_end};
 
 /// The way in which a receiver answers.
 enum Kind {
@@ -92,17 +91,9 @@ impl Seen {
 
 pub fn run(kind: &[String]) -> anyhow::Result<()> {
     let receiver = Arc::new(Receiver { kind: Kind::parse(kind)?, hasher: RandomState::new(), state: Mutex::default() });
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let mut out = std::io::stdout();
-        writeln!(out, "{}", listener.local_addr()?)?;
-        out.flush()?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            let receiver = Arc::clone(&receiver);
-            tokio::spawn(async move { receiver.serve(stream).await });
-        }
+    accept(|stream| {
+        let receiver = Arc::clone(&receiver);
+        async move { receiver.serve(stream).await }
     })
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     preview::fixture,
-    program::{Ended, Program},
+    program::Program,
     variance::{Behaviour, Variance},
 };
 
@@ -46,18 +46,13 @@ fn lines(count: u32) -> String {
     (0..count).map(|n| format!("{}\n", event(&format!("u{n}")))).collect()
 }
 
-/// Returns the first line of the summary.
-fn summary(ended: &Ended) -> &str {
-    ended.out.lines().next().unwrap_or_default()
-}
-
 #[tokio::test]
 async fn exports_are_delivered_once_and_the_summary_adds_up() {
     let variance = Variance::start().await;
     let ended =
         Program::new(["backfill", &fixture("export.jsonl.gz"), &fixture("export.jsonl.br")]).to(&variance).run().await;
     assert_eq!((ended.code, ended.err.as_str()), (0, ""));
-    assert_eq!(summary(&ended), "10 events read = 8 delivered + 2 filtered + 0 refused + 0 invalid");
+    assert_eq!(ended.summary(), "10 events read = 8 delivered + 2 filtered + 0 refused + 0 invalid");
     let mut ids = variance.ids();
     ids.sort();
     assert_eq!(ids, [0, 1, 3, 4].map(|n| format!("0198c4c1-0000-7000-8000-00000000000{n}")), "the second file repeats");
@@ -84,7 +79,7 @@ async fn failures_are_kept_as_they_were_and_can_be_the_next_input() {
     let arguments = ["backfill", "--failed", &files.named("failed.jsonl"), &input, &pretty];
     let ended = Program::new(arguments).to(&variance).run().await;
     assert_eq!(ended.code, 1, "{ended:?}");
-    assert_eq!(summary(&ended), "10 events read = 4 delivered + 0 filtered + 2 refused + 4 invalid");
+    assert_eq!(ended.summary(), "10 events read = 4 delivered + 0 filtered + 2 refused + 4 invalid");
     for reason in [
         format!("{input}:1: refused: Variance refused the event: 422 Unprocessable Entity"),
         format!("{input}:2: invalid: not JSON: expected a value at byte 0"),
@@ -103,7 +98,7 @@ async fn failures_are_kept_as_they_were_and_can_be_the_next_input() {
     variance.always(Behaviour::Status(200));
     let again = Program::new(["backfill", "--failed", &files.named("rest.jsonl"), &files.named("failed.jsonl")]);
     let ended = again.to(&variance).run().await;
-    assert_eq!(summary(&ended), "6 events read = 2 delivered + 0 filtered + 0 refused + 4 invalid");
+    assert_eq!(ended.summary(), "6 events read = 2 delivered + 0 filtered + 0 refused + 4 invalid");
     let bodies = variance.bodies();
     let body = bodies.iter().rfind(|body| body["messageId"] == "bad2").unwrap();
     assert_eq!(body["sentAt"], "2026-08-20T00:00:00Z", "it still knows when its batch was sent");
@@ -133,7 +128,7 @@ async fn only_the_times_that_are_asked_for_are_forwarded() {
     ids.sort();
     assert_eq!(ids, [times[2], times[1], times[3]]);
     assert_eq!(
-        summary(&ended),
+        ended.summary(),
         "6 events read = 3 delivered + 0 filtered + 0 refused + 1 invalid + 2 outside of the times asked for"
     );
     assert!(ended.err.contains("standard input:6: invalid: the event has no readable timestamp"), "{}", ended.err);
@@ -174,7 +169,7 @@ async fn while_variance_is_away_it_waits_even_longer_than_the_service_would() {
     variance.come_back();
     let ended = running.ended().await;
     assert_eq!(
-        (ended.code, summary(&ended)),
+        (ended.code, ended.summary()),
         (0, "30 events read = 30 delivered + 0 filtered + 0 refused + 0 invalid")
     );
     assert_eq!(variance.ids().into_iter().collect::<HashSet<_>>().len(), 30);
@@ -202,7 +197,7 @@ async fn an_event_that_variance_always_fails_on_ends_as_refused() {
     let program = Program::new(["backfill", "-"]).to(&variance).env("CONNECTOR_RETRY_FOR", "2s");
     let ended = program.input(lines(300)).run().await;
     assert_eq!(
-        (ended.code, summary(&ended)),
+        (ended.code, ended.summary()),
         (1, "300 events read = 299 delivered + 0 filtered + 1 refused + 0 invalid"),
         "{ended:?}"
     );
@@ -231,7 +226,7 @@ async fn an_interrupted_run_says_how_to_go_on_and_nothing_is_left_out() {
     let skip = (sent + 1).to_string();
     let ended = Program::new(["backfill", "--skip", &skip, &input]).to(&variance).run().await;
     let rest = 200 - sent;
-    assert_eq!(summary(&ended), format!("{rest} events read = {rest} delivered + 0 filtered + 0 refused + 0 invalid"));
+    assert_eq!(ended.summary(), format!("{rest} events read = {rest} delivered + 0 filtered + 0 refused + 0 invalid"));
     assert_eq!(variance.ids().into_iter().collect::<HashSet<_>>().len(), 200);
     assert_eq!(variance.received().len(), 200, "none was sent twice");
 }
@@ -257,7 +252,7 @@ async fn inputs_that_cannot_be_read_are_named_and_the_rest_is_delivered() {
         assert!(ended.err.contains(&problem), "{problem} in {}", ended.err);
     }
     assert_eq!(
-        summary(&ended),
+        ended.summary(),
         "10 events read = 7 delivered + 2 filtered + 0 refused + 1 invalid; inputs that could not be read to the end: 3"
     );
     assert_eq!(variance.received().len(), 4);
@@ -305,7 +300,7 @@ async fn a_credential_that_variance_does_not_accept_ends_it_early_unless_it_has_
     variance.always(Behaviour::Status(401));
     let ended = Program::new(["backfill", &input]).to(&variance).run().await;
     assert_eq!(ended.code, 1, "{ended:?}");
-    assert!(summary(&ended).contains("= 0 delivered + 0 filtered + 0 refused + 0 invalid + "), "{ended:?}");
+    assert!(ended.summary().contains("= 0 delivered + 0 filtered + 0 refused + 0 invalid + "), "{ended:?}");
     assert!(ended.out.contains("(0 events per second)"), "{ended:?}");
     let advice =
         "error: credential refused: Variance answered 401 Unauthorized. variance.authorization must be the whole value";

@@ -1,6 +1,6 @@
 //! The memory that the program takes, compared with what the documentation promises.
 
-use std::{collections::BTreeMap, io::Write as _};
+use std::collections::BTreeMap;
 
 use serde_json::json;
 use tokio::{
@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    harness,
+    harness::{self, gzip},
     program::Program,
     variance::{Accepting, Behaviour, Variance},
 };
@@ -64,12 +64,6 @@ async fn post_half(address: &str, path: &str, body: String) -> u16 {
     std::str::from_utf8(&reply[9..]).unwrap().parse().unwrap()
 }
 
-fn gzip(body: &str) -> Vec<u8> {
-    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    packer.write_all(body.as_bytes()).unwrap();
-    packer.finish().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits() {
     const MAX_HELD: usize = 16 << 20;
@@ -79,13 +73,13 @@ async fn whatever_comes_at_once_takes_no_more_memory_than_the_sum_of_its_limits(
     /// The thread's stack and its share of the allocator's memory, which belong to what the program itself takes.
     const LARGE_BODY_THREAD: usize = 4 << 20;
     let large = |id: String| json!({"event": "e", "uuid": id, "properties": {"x": "x".repeat(1_700_000)}});
-    let packed = gzip(&json!([large("a".to_owned()), large("b".to_owned())]).to_string());
+    let packed = gzip(json!([large("a".to_owned()), large("b".to_owned())]).to_string());
     // What is made from an event can be larger than the event: here it is as large as it can be.
     let page = |id: &str| json!({"event": "$pageview", "uuid": id, "properties": {"$current_url": format!("h/?{}", "<".repeat(1_380_000))}});
-    let pages = gzip(&json!([page("a"), page("b"), page("c")]).to_string());
+    let pages = gzip(json!([page("a"), page("b"), page("c")]).to_string());
     let keys: Vec<_> = (0..32).map(|n| format!(r#""{}{n}":1"#, r"\n".repeat(64_000))).collect();
-    let escaped_keys = gzip(&format!(r#"{{"event":"$identify","$set":{{{}}}}}"#, keys.join(",")));
-    let small_properties = gzip(&format!(r#"{{"event":"e","properties":{{{}"":0}}}}"#, r#""":0,"#.repeat(830_000)));
+    let escaped_keys = gzip(format!(r#"{{"event":"$identify","$set":{{{}}}}}"#, keys.join(",")));
+    let small_properties = gzip(format!(r#"{{"event":"e","properties":{{{}"":0}}}}"#, r#""":0,"#.repeat(830_000)));
     let small_events = format!("[{}0]", r#"{"event":"e"},"#.repeat(9_999));
     let no_events = format!("[{}1]", "1,".repeat(9_999));
     for (what, count) in [

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     certificates,
-    program::{Ended, Program},
+    program::Program,
     tls,
     variance::{Behaviour, Received, Variance},
 };
@@ -70,10 +70,6 @@ fn program(variance: &Variance, posthog: &Variance, arguments: &[&str]) -> Progr
 
 const DAY: [&str; 4] = ["--since", "2026-08-20", "--until", "2026-08-21"];
 
-fn summary(ended: &Ended) -> &str {
-    ended.out.lines().next().unwrap_or_default()
-}
-
 #[tokio::test]
 async fn every_event_of_a_time_is_fetched_until_a_page_is_empty() {
     let (variance, posthog) = (Variance::start().await, Variance::start().await);
@@ -81,7 +77,7 @@ async fn every_event_of_a_time_is_fetched_until_a_page_is_empty() {
     posthog.script(move |received| answer(&rows, received));
     let ended = program(&variance, &posthog, &DAY).env("CONNECTOR_PERSON_TRAITS", "true").run().await;
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert_eq!(summary(&ended), "20 events read = 20 delivered + 0 filtered + 0 refused + 0 invalid");
+    assert_eq!(ended.summary(), "20 events read = 20 delivered + 0 filtered + 0 refused + 0 invalid");
     assert!(ended.err.contains("PostHog has 20 events that are forwarded, from 2026-08-20T00:00:00Z"), "{}", ended.err);
     assert!(!format!("{ended:?}").contains("canary"), "{ended:?}");
     let bodies = variance.bodies();
@@ -245,7 +241,7 @@ async fn of_a_day_that_has_grown_what_came_late_is_read_and_an_interruption_repe
     running.signal("-INT");
     let ended = running.ended().await;
     assert_eq!(
-        summary(&ended),
+        ended.summary(),
         "10 events read = 7 delivered + 0 filtered + 0 refused + 0 invalid + 3 not delivered yet",
         "{ended:?}"
     );
@@ -259,7 +255,7 @@ async fn of_a_day_that_has_grown_what_came_late_is_read_and_an_interruption_repe
     variance.always(Behaviour::Status(200));
     let ended = program(&variance, &posthog, &arguments).run().await;
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert_eq!(summary(&ended), "3 events read = 3 delivered + 0 filtered + 0 refused + 0 invalid");
+    assert_eq!(ended.summary(), "3 events read = 3 delivered + 0 filtered + 0 refused + 0 invalid");
     let mut again = variance.ids().split_off(10);
     again.sort();
     assert_eq!(again, late);
@@ -280,7 +276,7 @@ async fn events_that_posthog_counts_and_does_not_return_are_missing() {
         assert!(ended.err.contains(says), "{says} in {}", ended.err);
     }
     assert_eq!(
-        summary(&ended),
+        ended.summary(),
         "2 events read = 2 delivered + 0 filtered + 0 refused + 0 invalid; events not found in PostHog: 1,198"
     );
     assert_eq!(variance.count(), 2, "none is sent twice");
@@ -322,7 +318,7 @@ async fn an_event_whose_properties_are_no_json_costs_no_other() {
     let failed = directory.path().join("failed.jsonl");
     let ended = program(&variance, &posthog, &[&DAY[..], &["--failed", failed.to_str().unwrap()]].concat()).run().await;
     assert_eq!(ended.code, 1, "{ended:?}");
-    assert_eq!(summary(&ended), "3 events read = 2 delivered + 0 filtered + 0 refused + 1 invalid");
+    assert_eq!(ended.summary(), "3 events read = 2 delivered + 0 filtered + 0 refused + 1 invalid");
     let id = "0198c4c1-6c1e-7d3a-9b54-000000000001";
     assert!(ended.err.contains(&format!("PostHog's event {id}: invalid: its `properties` are not")), "{}", ended.err);
     let kept: Value = serde_json::from_str(&std::fs::read_to_string(&failed).unwrap()).unwrap();
@@ -396,7 +392,7 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     assert!(ended.err.contains(&format!("PostHog does not have {unknown}\n")), "{}", ended.err);
     assert!(ended.err.contains("not the uuid of an event of PostHog: x\n"), "{}", ended.err);
     assert_eq!(
-        summary(&ended),
+        ended.summary(),
         "2 events read = 2 delivered + 0 filtered + 0 refused + 0 invalid; events not found in PostHog: 2"
     );
 

@@ -1,10 +1,11 @@
 //! The real service, as `serve` runs it, on a free port.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt::Display, io::Write, net::SocketAddr, time::Duration};
 
+use flate2::{Compression, write::GzEncoder};
 use http::HeaderValue;
 use reqwest::{Client, RequestBuilder};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use variance_connector::{
@@ -158,6 +159,17 @@ impl Reply {
         let problems = json["problems"].as_array().expect("every reply has problems, if only none");
         problems.iter().map(|problem| problem["reason"].as_str().unwrap().to_owned()).collect()
     }
+}
+
+/// Returns an event with this id.
+pub fn event(id: impl Display) -> String {
+    json!({"event": "e", "uuid": id.to_string(), "distinct_id": "d"}).to_string()
+}
+
+pub fn gzip(bytes: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut packer = GzEncoder::new(Vec::new(), Compression::best());
+    packer.write_all(bytes.as_ref()).unwrap();
+    packer.finish().unwrap()
 }
 
 /// Creates a client that fails rather than wait forever.

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use variance_connector::{backoff::Backoff, service::ServiceSettings};
 
 use crate::{
-    harness::Service,
+    harness::{Service, event},
     variance::{Behaviour, Variance},
 };
 
@@ -55,10 +55,6 @@ async fn in_state(service: &Service, state: &str) -> Value {
         }
     };
     timeout(Duration::from_secs(60), asking).await.unwrap_or_else(|_| panic!("it never was {state}"))
-}
-
-fn event(id: usize) -> String {
-    json!({"event": "e", "uuid": id.to_string(), "distinct_id": "d"}).to_string()
 }
 
 #[tokio::test]

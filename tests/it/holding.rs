@@ -8,15 +8,11 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    harness::{Reply, Service},
+    harness::{Reply, Service, event},
     variance::{Accepting, Behaviour, Variance},
 };
 
 /// Returns a webhook's body with this identity.
-fn event(id: impl std::fmt::Display) -> String {
-    json!({"event": "e", "uuid": id.to_string(), "distinct_id": "d"}).to_string()
-}
-
 /// Starts a service whose webhook deadline is shorter than anything that the stand-in may be waiting for.
 async fn impatient(variance: &Variance) -> Service {
     Service::start(variance, |settings| settings.server.webhook_deadline = Duration::from_millis(100)).await

@@ -12,7 +12,7 @@ use tokio::{
 use variance_connector::outbox::Pacing;
 
 use crate::{
-    harness::Service,
+    harness::{Service, event},
     variance::{Behaviour, Received, Variance},
 };
 
@@ -23,10 +23,6 @@ async fn real(variance: &Variance, webhook_deadline: Duration) -> Service {
         settings.server.webhook_deadline = webhook_deadline;
     })
     .await
-}
-
-fn event(id: &str) -> String {
-    json!({"event": "e", "uuid": id, "distinct_id": "d"}).to_string()
 }
 
 /// Returns a script that accepts everything, except that events whose id begins with `poison` get `poison`.
@@ -51,10 +47,10 @@ async fn events_that_variance_always_fails_on_delay_no_other() {
         let mut poisons = JoinSet::new();
         for n in 0..40 {
             for _ in 0..4 {
-                let request = service.client.post(service.url("/webhook")).body(event(&format!("poison-{n}")));
+                let request = service.client.post(service.url("/webhook")).body(event(format!("poison-{n}")));
                 poisons.spawn(async move { request.send().await.unwrap().status().as_u16() });
             }
-            let healthy = service.post("/webhook", event(&format!("healthy-{n}"))).await;
+            let healthy = service.post("/webhook", event(format!("healthy-{n}"))).await;
             assert_eq!(healthy.status, 200, "{n} beside {poison:?}: {}", healthy.text);
         }
         while let Some(status) = poisons.join_next().await {
@@ -72,7 +68,7 @@ async fn one_event_that_always_fails_on_a_quiet_system_lets_the_next_one_through
     let service = real(&variance, Duration::from_secs(1)).await;
     for n in 0..3 {
         assert_eq!(service.post("/webhook", event("poison")).await.status, 503);
-        let healthy = service.post("/webhook", event(&format!("healthy-{n}"))).await;
+        let healthy = service.post("/webhook", event(format!("healthy-{n}"))).await;
         assert_eq!(healthy.status, 200, "{n}: {}", healthy.text);
     }
 }
@@ -188,7 +184,7 @@ async fn webhooks_do_not_wait_behind_batches_or_behind_what_is_held() {
         batches.spawn(async move { request.send().await.unwrap().status().as_u16() });
     }
     for n in 0..20 {
-        let reply = service.post("/webhook", event(&format!("webhook-{n}"))).await;
+        let reply = service.post("/webhook", event(format!("webhook-{n}"))).await;
         assert_eq!(reply.status, 200, "{n}: {}", reply.text);
     }
     assert!(service.metric("variance_connector_held_events").await > 100.0, "others wait still");

@@ -7,10 +7,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use flate2::{
-    Compression,
-    write::{GzEncoder, ZlibEncoder},
-};
+use flate2::{Compression, write::ZlibEncoder};
 use ring::hmac::{self, HMAC_SHA256};
 use serde_json::json;
 use tokio::{
@@ -21,23 +18,13 @@ use tokio::{
 };
 
 use crate::{
-    harness::{PATIENCE, Reply, Service},
+    harness::{PATIENCE, Reply, Service, event, gzip},
     variance::{Behaviour, Variance},
 };
 
 const TOKEN: &str = "a-token-of-the-tests";
 const SECRET: &[u8] = b"a-signing-secret-of-the-tests";
 const MAX_BODY: usize = 1 << 20;
-
-fn event(id: &str) -> String {
-    json!({"event": "e", "uuid": id, "distinct_id": "d"}).to_string()
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut packer = GzEncoder::new(Vec::new(), Compression::best());
-    packer.write_all(bytes).unwrap();
-    packer.finish().unwrap()
-}
 
 fn deflate(bytes: &[u8]) -> Vec<u8> {
     let mut packer = ZlibEncoder::new(Vec::new(), Compression::best());
@@ -59,7 +46,7 @@ async fn a_packed_body_is_held_to_the_limits_of_what_is_in_it() {
     let variance = Variance::start().await;
     let service = guarded(&variance).await;
     type Pack = fn(&[u8]) -> Vec<u8>;
-    for (encoding, pack) in [("gzip", gzip as Pack), ("deflate", deflate)] {
+    for (encoding, pack) in [("gzip", (|bytes| gzip(bytes)) as Pack), ("deflate", deflate)] {
         let spaces = |len: usize| pack(&[b" ".repeat(len), event(encoding).into_bytes()].concat());
         let fits = spaces(MAX_BODY - event(encoding).len());
         let whole = pack(event("cut").as_bytes());
@@ -83,7 +70,7 @@ async fn a_packed_body_is_held_to_the_limits_of_what_is_in_it() {
         }
     }
     let layers = service.client.post(service.url("/webhook")).bearer_auth(TOKEN);
-    let layers = layers.header("content-encoding", "gzip, gzip").body(gzip(&gzip(event("layers").as_bytes())));
+    let layers = layers.header("content-encoding", "gzip, gzip").body(gzip(gzip(event("layers"))));
     assert_eq!(Reply::of(layers).await.status, 415);
     assert_eq!(variance.ids(), ["gzip", "deflate"]);
 }
@@ -198,7 +185,7 @@ async fn a_body_of_whose_messages_there_can_never_be_room_is_not_asked_for_again
     for (length, status) in [(4_100_000, 413), (2_000_000, 200)] {
         let body = json!(["a", "b", "c", "d"].map(|id| page(id, length))).to_string();
         let request = service.client.post(service.url("/batch")).header("content-encoding", "gzip");
-        let reply = Reply::of(request.body(gzip(body.as_bytes()))).await;
+        let reply = Reply::of(request.body(gzip(body))).await;
         assert_eq!(reply.status, status, "{}", reply.text);
     }
     assert_eq!(variance.count(), 4);
@@ -276,7 +263,7 @@ async fn slow_senders_are_let_go_of_in_time_and_keep_nobody_waiting() {
     let beside = async {
         // Each slow request ends when its connection does.
         while !slow.is_empty() {
-            let id = event(&answered.to_string());
+            let id = event(answered);
             let reply = service.client.post(service.url("/webhook")).bearer_auth(TOKEN).body(id);
             assert_eq!(Reply::of(reply).await.status, 200);
             answered += 1;

@@ -5,20 +5,15 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
 use tokio::time::timeout;
 use variance_connector::backoff::Backoff;
 
 use crate::{
-    harness::{PATIENCE, Service},
+    harness::{PATIENCE, Service, event},
     variance::{Accepting, Behaviour, Variance},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-fn event(id: usize) -> String {
-    json!({"event": "e", "uuid": id.to_string(), "distinct_id": "d"}).to_string()
-}
 
 async fn attempts(service: &Service, result: &str) -> f64 {
     service.metric(&format!(r#"variance_connector_attempts_total{{result="{result}"}}"#)).await

@@ -142,6 +142,13 @@ impl Running {
     }
 }
 
+impl Ended {
+    /// Returns the first line of its output, which of `backfill` is the summary.
+    pub fn summary(&self) -> &str {
+        self.out.lines().next().unwrap_or_default()
+    }
+}
+
 impl Errors {
     /// Returns the next line, or `None` once the program has ended.
     pub async fn next(&mut self) -> Option<String> {

@@ -8,16 +8,12 @@ use tokio::time::{Instant, timeout};
 use variance_connector::backoff::Backoff;
 
 use crate::{
-    harness::{PATIENCE, Service},
+    harness::{PATIENCE, Service, event},
     program::Program,
     variance::{Behaviour, Variance},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-fn event(id: &str) -> String {
-    json!({"event": "e", "uuid": id, "distinct_id": "d"}).to_string()
-}
 
 fn reply(head: &str) -> Behaviour {
     Behaviour::Bytes(format!("HTTP/1.1 {head}\r\nContent-Length: 2\r\n\r\nok").into_bytes())
@@ -167,7 +163,7 @@ async fn a_connection_is_made_anew_after_a_while_under_constant_traffic_too() {
     .await;
     let renewed = async {
         for n in 0.. {
-            assert_eq!(service.post("/webhook", event(&n.to_string())).await.status, 200);
+            assert_eq!(service.post("/webhook", event(n)).await.status, 200);
             if variance.connections() >= 5 {
                 return n;
             }

@@ -1,11 +1,8 @@
 //! Senders without a credential cost their bytes, and nobody else's time or place.
 
-use std::{
-    io::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use serde_json::json;
@@ -18,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    harness::{self, PATIENCE, Reply},
+    harness::{self, PATIENCE, Reply, gzip},
     program::{Program, Running},
     variance::{Behaviour, Variance},
 };
@@ -30,12 +27,6 @@ async fn guarded(variance: &Variance) -> (Running, String) {
     Program::serve(variance).env("CONNECTOR_TOKEN", TOKEN).ready().await
 }
 
-fn gzip(body: &str) -> Vec<u8> {
-    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    packer.write_all(body.as_bytes()).unwrap();
-    packer.finish().unwrap()
-}
-
 /// Returns an event that takes long to compare and to map: a few long keys that are all escapes.
 fn slow_event() -> String {
     let keys: Vec<_> = (0..32).map(|n| format!(r#""{}{n}":1"#, r"\n".repeat(60_000))).collect();
@@ -45,7 +36,7 @@ fn slow_event() -> String {
 /// Returns a batch of such events whose `sent_at` comes after them, and whose key is wrong.
 fn slow_batch(events: usize) -> Vec<u8> {
     let events = vec![slow_event(); events].join(",");
-    gzip(&format!(r#"{{"batch":[{events}],"sent_at":"2024-01-01T00:00:00Z","api_key":"somebody-elses"}}"#))
+    gzip(format!(r#"{{"batch":[{events}],"sent_at":"2024-01-01T00:00:00Z","api_key":"somebody-elses"}}"#))
 }
 
 async fn post_packed(client: &reqwest::Client, address: &str, body: Vec<u8>) -> u16 {

@@ -184,7 +184,7 @@ async fn an_outage_that_outlasts_retry_for_costs_no_event() {
     let program = Program::new(["backfill", "--rate=300", "-"]).to(&variance).env("CONNECTOR_RETRY_FOR", "300ms");
     let ended = program.input(lines(2000)).run().await;
     assert_eq!(
-        (ended.code, summary(&ended)),
+        (ended.code, ended.summary()),
         (0, "2,000 events read = 2,000 delivered + 0 filtered + 0 refused + 0 invalid"),
         "{ended:?}"
     );

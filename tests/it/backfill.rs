@@ -1,6 +1,13 @@
 //! `backfill` forwards files and loses nothing in them.
 
-use std::{collections::HashSet, fs, path::PathBuf, process::Command};
+use std::{
+    collections::HashSet,
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -137,7 +144,7 @@ async fn only_the_times_that_are_asked_for_are_forwarded() {
 #[tokio::test]
 async fn no_more_events_a_second_are_posted_than_allowed_and_there_is_a_line_now_and_then() {
     let variance = Variance::start().await;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let ended = Program::new(["backfill", "--rate", "4", "-"]).to(&variance).input(lines(24)).run().await;
     let seconds = start.elapsed().as_secs_f64();
     assert_eq!((ended.code, variance.received().len()), (0, 24));
@@ -179,13 +186,18 @@ async fn while_variance_is_away_it_waits_even_longer_than_the_service_would() {
 async fn an_outage_that_outlasts_retry_for_costs_no_event() {
     let variance = Variance::start().await;
     // Each of two outages is longer than an event may be held.
-    let start = std::time::Instant::now();
-    variance.script(move |_| Behaviour::Status(if [1, 3].contains(&start.elapsed().as_secs()) { 503 } else { 200 }));
-    let program = Program::new(["backfill", "--rate=300", "-"]).to(&variance).env("CONNECTOR_RETRY_FOR", "300ms");
-    let ended = program.input(lines(2000)).run().await;
+    let start = OnceLock::new();
+    variance.script(move |_| {
+        let seconds = start.get_or_init(Instant::now).elapsed().as_secs_f64();
+        let is_away = (0.3..2.0).contains(&seconds) || (2.5..4.0).contains(&seconds);
+        let status = Behaviour::Status(if is_away { 503 } else { 200 });
+        Behaviour::After(Duration::from_millis(20), Box::new(status))
+    });
+    let program = Program::new(["backfill", "-"]).to(&variance).env("CONNECTOR_RETRY_FOR", "300ms");
+    let ended = program.input(lines(3000)).run().await;
     assert_eq!(
         (ended.code, ended.summary()),
-        (0, "2,000 events read = 2,000 delivered + 0 filtered + 0 refused + 0 invalid"),
+        (0, "3,000 events read = 3,000 delivered + 0 filtered + 0 refused + 0 invalid"),
         "{ended:?}"
     );
 }

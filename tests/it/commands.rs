@@ -131,3 +131,13 @@ async fn output_that_nobody_reads_or_that_has_no_room_is_no_panic() {
         }
     }
 }
+
+#[tokio::test]
+async fn healthcheck_reaches_a_service_on_all_addresses_where_there_is_no_ipv6() {
+    let variance = Variance::start().await;
+    // As if it listened on `[::]` with IPv6 switched off.
+    let (_running, address) = Program::serve(&variance).ready().await;
+    let port = address.rsplit_once(':').unwrap().1;
+    let ended = Program::new(["healthcheck"]).env("CONNECTOR_LISTEN", format!("[::]:{port}")).run().await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+}

@@ -331,3 +331,42 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{Extension, routing::get};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// Serves one connection that is to be closed for another when its request has just come in. Returns the reply.
+    async fn reply_to_last_minute_request(is_known: bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        sender.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let router = Router::new().route(
+            "/",
+            get(async move |Extension(seat): Extension<Arc<Seat>>| {
+                let _busy = if is_known { seat.keep() } else { None };
+                sleep(Duration::from_millis(1)).await;
+                "done"
+            }),
+        );
+        let seats = Arc::default();
+        let seat = Seat::new(peer, &seats);
+        stream.readable().await.unwrap();
+        assert!(seats.close_longest());
+        connection(stream, router, Duration::from_secs(60), &seat, CancellationToken::new()).await;
+        drop(seat);
+        let mut reply = String::new();
+        drop(sender.read_to_string(&mut reply).await);
+        reply
+    }
+
+    #[tokio::test]
+    async fn a_request_of_a_known_sender_that_has_just_come_in_is_answered_before_its_connection_is_closed() {
+        assert!(reply_to_last_minute_request(true).await.ends_with("done"));
+        assert_eq!(reply_to_last_minute_request(false).await, "");
+    }
+}

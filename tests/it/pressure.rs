@@ -40,8 +40,7 @@ async fn with_a_variance_that_stalls_for_ever_500_requests_are_answered_by_their
         slowest = slowest.max(time);
     }
     println!("the slowest of 500 replies took {slowest:?}");
-    // If each waited for its turn among the 64 that are posted at once, the last would take eight deadlines.
-    assert!(slowest < 4 * DEADLINE, "{slowest:?}");
+    assert!(slowest < DEADLINE + Duration::from_secs(2), "{slowest:?}");
     assert_eq!(service.metric("variance_connector_held_events").await, 500.0);
 }
 

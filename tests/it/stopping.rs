@@ -85,7 +85,7 @@ pub fn assert_all_arrived(acknowledged: &Mutex<Vec<String>>, ledger: &Mutex<Ledg
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terminated_under_load_it_finishes_what_it_has_and_ends_in_its_grace() {
-    for round in 0..5 {
+    for round in 0..8 {
         let variance = Variance::start().await;
         let ledger = fail_some(&variance);
         let (running, address) = start(&variance).await;
@@ -99,7 +99,7 @@ async fn terminated_under_load_it_finishes_what_it_has_and_ends_in_its_grace() {
             .unwrap();
         let acknowledged = Arc::default();
         let mut senders = load(&address, &acknowledged);
-        variance.received_at_least(20 + 50 * round).await;
+        variance.received_at_least(20 + 30 * round).await;
         let start = Instant::now();
         running.signal("-TERM");
         let mut reply = String::new();
@@ -119,13 +119,13 @@ async fn terminated_under_load_it_finishes_what_it_has_and_ends_in_its_grace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_under_load_it_has_acknowledged_nothing_that_variance_does_not_have() {
-    for round in 0..5 {
+    for round in 0..8 {
         let variance = Variance::start().await;
         let ledger = fail_some(&variance);
         let (running, address) = start(&variance).await;
         let acknowledged = Arc::default();
         let mut senders = load(&address, &acknowledged);
-        variance.received_at_least(50 + 80 * round).await;
+        variance.received_at_least(50 + 50 * round).await;
         drop(running);
         while let Some(sender) = senders.join_next().await {
             sender.unwrap();

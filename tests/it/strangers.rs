@@ -46,7 +46,7 @@ async fn post_packed(client: &reqwest::Client, address: &str, body: Vec<u8>) -> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packed_bodies_of_strangers_take_no_turns_from_those_who_are_served() {
-    const BODIES: usize = 12;
+    const BODIES: usize = 24;
     let variance = Variance::start().await;
     let (_running, address) = guarded(&variance).await;
     let client = harness::client();

@@ -1,7 +1,8 @@
 //! The events that PostHog and its SDKs send: bodies of four shapes, whose elements are decoded into [`Event`]s.
 //!
-//! One walk over the bytes does it all, unless a batch may have its `sent_at` behind it: that is looked for first, and
-//! if the guess where it stands was wrong, the batch is decoded again.
+//! That takes one walk over the bytes if the batch is the last member of its body. Otherwise a walk before that looks
+//! for the `sent_at` of the batch, which may stand behind it. A body that only looks as if it ended with its batch is
+//! walked over again.
 //!
 //! Decoding is lenient where PostHog is (any field may be absent or of another type) and keeps every value as it was
 //! written. An element that is no event is [`Invalid`], which does not affect its neighbours.

@@ -64,7 +64,11 @@ const MIN_WINDOW: usize = 256;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// Files with PostHog's events, plain or packed: exports, or bodies of requests; `-` is standard input
-    #[arg(value_name = "FILE", required_unless_present_any = ["from_posthog", "ingested", "ingested_since", "lost", "after"], conflicts_with = "from_posthog")]
+    #[arg(
+        value_name = "FILE",
+        required_unless_present_any = ["from_posthog", "ingested", "ingested_since", "lost", "after"],
+        conflicts_with = "from_posthog"
+    )]
     files: Vec<PathBuf>,
     /// Read the events from PostHog's Query API, with the settings `posthog.…`
     #[arg(long)]
@@ -168,7 +172,7 @@ fn task(args: &Args) -> anyhow::Result<Option<Task>> {
                     tell(
                         "note: a process that was killed (kill -9, out of memory) cannot name what it lost: use --ingested for that time",
                     );
-                    drop(writeln!(io::stdout(), "The log names no event as lost: the connector gave nothing up."));
+                    drop(writeln!(io::stdout(), "The log names no event as lost: nothing is lost."));
                 }
                 return Ok(None);
             }

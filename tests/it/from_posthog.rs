@@ -399,10 +399,7 @@ async fn what_a_log_names_as_lost_is_fetched_and_what_posthog_does_not_have_is_n
     let asked = posthog.received().len();
     let ended =
         program(&variance, &posthog, &["--lost", "-"]).input("INFO variance_connector::cli: ready\n").run().await;
-    assert_eq!(
-        (ended.code, ended.out.as_str()),
-        (0, "The log names no event as lost: the connector gave nothing up.\n")
-    );
+    assert_eq!((ended.code, ended.out.as_str()), (0, "The log names no event as lost: nothing is lost.\n"));
     assert!(ended.err.contains("cannot name what it lost: use --ingested for that time"), "{ended:?}");
     // A text that is not a log of the connector says nothing about what was lost.
     for other in ["", "Error: No such container: variance-connector\n"] {

@@ -62,6 +62,9 @@ fn main() -> anyhow::Result<()> {
     })
 }
 
+/// The turns of each build in a round.
+const TURNS: usize = 20;
+
 /// CPU time and elapsed time of one forwarded event, in microseconds.
 #[derive(Clone, Copy)]
 struct Cost {
@@ -70,8 +73,9 @@ struct Cost {
 }
 
 impl Cost {
-    fn mean(self, other: Self) -> Self {
-        Self { cpu: f64::midpoint(self.cpu, other.cpu), wall: f64::midpoint(self.wall, other.wall) }
+    fn mean(costs: &[Self]) -> Self {
+        let mean = |part: fn(&Self) -> f64| costs.iter().map(part).sum::<f64>() / costs.len() as f64;
+        Self { cpu: mean(|cost| cost.cpu), wall: mean(|cost| cost.wall) }
     }
 }
 
@@ -113,22 +117,17 @@ async fn cases(
     for _ in 0..rounds {
         let mut before = yardstick(receiver, events)?;
         for (_, path, per_request, connections, measured) in &mut cases {
-            if let Some(other) = against {
-                let (cost, _) = case(other, receiver, path, *per_request, *connections, events).await?;
-                measured.against.push(cost.cpu);
-            }
-            let (cost, peak_mib) =
-                case(Process::CONNECTOR.as_ref(), receiver, path, *per_request, *connections, events).await?;
+            let builds: Vec<&Path> = [Process::CONNECTOR.as_ref()].into_iter().chain(against).collect();
+            let costs = case(&builds, receiver, path, *per_request, *connections, events).await?;
+            let (cost, peak_mib) = costs[0];
             let after = yardstick(receiver, events)?;
-            let beside = before.mean(after);
+            let beside = Cost::mean(&[before, after]);
             measured.cpu.push(cost.cpu);
             measured.loops_cpu.push(beside.cpu);
             measured.ratio.push(cost.cpu / beside.cpu);
             measured.throughput.push(beside.wall / cost.wall);
             measured.peak_mib = measured.peak_mib.max(peak_mib);
-            if let Some(other) = measured.against.last_mut() {
-                *other = cost.cpu / *other;
-            }
+            measured.against.extend(costs.get(1).map(|(other, _)| cost.cpu / other.cpu));
             before = after;
         }
     }
@@ -151,20 +150,30 @@ async fn cases(
     Ok(())
 }
 
-/// Runs one case for one round. Returns the cost of an event, and the most memory in MiB.
+/// Runs one case for one round. Returns for each build the cost of an event, and the most memory in MiB.
+///
+/// The builds take turns, many in a round, so that what the machine does beside them hits all alike.
 async fn case(
-    binary: &Path,
+    builds: &[&Path],
     receiver: &Process,
     path: &'static str,
     per_request: usize,
     connections: usize,
     events: usize,
-) -> anyhow::Result<(Cost, f64)> {
-    let connector = connector(binary, receiver)?;
-    let sender = Sender::new(connector.address(), path, per_request);
-    sender.send(events / 20, connections).await?; // warm: connections, allocator, branch predictors
-    let cost = measured(&connector, sender, events, connections).await?;
-    Ok((cost, connector.peak_rss_mib()?))
+) -> anyhow::Result<Vec<(Cost, f64)>> {
+    let connectors = builds.iter().map(|build| connector(build, receiver)).collect::<anyhow::Result<Vec<_>>>()?;
+    for connector in &connectors {
+        // Warm: connections, allocator, branch predictors.
+        Sender::new(connector.address(), path, per_request).send(events / TURNS, connections).await?;
+    }
+    let mut costs = vec![Vec::new(); builds.len()];
+    for _ in 0..TURNS {
+        for (connector, costs) in connectors.iter().zip(&mut costs) {
+            let sender = Sender::new(connector.address(), path, per_request);
+            costs.push(measured(connector, sender, events / TURNS, connections).await?);
+        }
+    }
+    connectors.iter().zip(costs).map(|(connector, costs)| Ok((Cost::mean(&costs), connector.peak_rss_mib()?))).collect()
 }
 
 /// Formats the least, the median and the most.

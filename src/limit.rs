@@ -4,16 +4,17 @@
 //! second until Variance says that there is a limit.
 //!
 //! * **In flight.** The limit starts at 64 and grows while it holds events back: by one for each reply, so that it doubles in
-//!   the time of one reply, until it was too high once. With replies within 10 ms the limit stays at 64 or returns to it,
-//!   because then this machine is the bottleneck, and each connection costs it more.
+//!   the time of one reply, until it was too high once.
+//! * **Replies within 10 ms** measure this machine rather than Variance. There the limit is what 8,000 replies a second need, but
+//!   at least 32: more attempts in flight do the same work with more memory, which the processor's caches do not hold.
 //! * **Too many in flight.** When reply times have grown by half, when there is a 503 or a time-out for every tenth answer,
 //!   and after every 30 seconds at the limit, half as many are in flight for a moment: a trial. If the others only waited
 //!   their turn, reply times fall in proportion; the half is kept, and half of it is tried next. If they do not fall at all,
 //!   Variance is slow rather than full, and the limit is as before. A result in between says how many are just enough, and the
 //!   limit becomes a quarter more. 503s and time-outs that do not become fewer with the number have another cause, such as one
 //!   bad server of several, and are ignored for a while.
-//! * **Scattered reply times** change nothing: means of the logarithms of 128 times are compared. Times below 10 ms count as
-//!   10 ms, because they measure this machine rather than Variance, and those of attempts that had to connect do not count.
+//! * **Scattered reply times** change nothing: means of the logarithms of 128 times are compared. Means below 10 ms count as
+//!   10 ms, and the times of attempts that had to connect do not count.
 //! * **Too many in a second.** A 429 is about the rate: with replies after a millisecond, one in flight is a thousand a
 //!   second. A 429 pauses all attempts for 10 ms, or for longer each time if no reply comes in between, and sets the rate to
 //!   four fifths of the replies in the last second. 503s that remain with one in flight do the same.
@@ -35,12 +36,12 @@
 //! | 200 ms, 600 ms more to connect | 1280/s | 0.0 % | 200 ms | 200 ms |
 //! | 50 ms | 5120/s | 0.0 % | 50 ms | 50 ms |
 //! | at once | 50000/s | 0.0 % | 1 ms | 1 ms |
-//! | log-normal, median 50 ms, sigma 1 | 3097/s | 0.0 % | 50 ms | 2918 ms |
+//! | log-normal, median 50 ms, sigma 1 | 3085/s | 0.0 % | 50 ms | 2716 ms |
 //! | 50 ms, but 200 ms for five seconds: after them | 5120/s | 0.0 % | 50 ms | 200 ms |
-//! | 500 in each second, 429 | 465/s | 0.0 % | 1 ms | 1 ms |
-//! | 500 in any second, 429 | 473/s | 0.0 % | 1 ms | 1 ms |
+//! | 500 in each second, 429 | 466/s | 0.0 % | 1 ms | 1 ms |
+//! | 500 in any second, 429 | 472/s | 0.0 % | 1 ms | 1 ms |
 //! | 500/s, five at once, 429 | 470/s | 0.0 % | 0 ms | 1 ms |
-//! | 500 in each second, 429, `Retry-After: 2` | 418/s | 0.0 % | 0 ms | 1 ms |
+//! | 500 in each second, 429, `Retry-After: 2` | 419/s | 0.0 % | 0 ms | 1 ms |
 //! | 500 in any second, 429, `Retry-After: 2` | 430/s | 0.0 % | 0 ms | 1 ms |
 //! | 500/s, 50 at once, 429, `Retry-After: 2` | 355/s | 0.0 % | 0 ms | 1 ms |
 //! | 16 slots of 20 ms | 790/s | 0.0 % | 26 ms | 38 ms |
@@ -80,8 +81,14 @@ const SAMPLES: u32 = 128;
 /// The least rate, in attempts a second, to which 503s alone can cut it: they may be about their events.
 const LEAST_RATE: f64 = 50.0;
 
-/// The shortest reply time that counts. Shorter ones measure this machine, and do not raise the limit.
+/// The shortest reply time that counts. Shorter ones measure this machine.
 const SHORTEST: Duration = Duration::from_millis(10);
+
+/// The replies in a second for which a limit is high enough if reply times are shorter than that.
+const ENOUGH_A_SECOND: f64 = 8_000.0;
+
+/// The least such limit.
+const LEAST_ENOUGH: f64 = 32.0;
 
 /// The factor by which reply times must have grown for a trial.
 const GROWN: f64 = 1.5;
@@ -139,7 +146,7 @@ pub struct Limit {
     unsettled: usize,
     /// The replies under the present limit.
     seen: Seen,
-    /// The logarithm of the reply time after the last trial, for comparison with later ones.
+    /// The reply time after the last trial, in seconds, for comparison with later ones.
     reference: Option<f64>,
     trial: Option<Trial>,
     /// Seconds at the limit since the last trial.
@@ -162,9 +169,14 @@ struct Seen {
 }
 
 impl Seen {
-    /// Returns the mean of the logarithms of reply times.
+    /// Returns the geometric mean of reply times, in seconds.
+    fn mean(self) -> f64 {
+        (self.sum / f64::from(self.answers)).exp()
+    }
+
+    /// Returns the mean reply time that counts, in seconds.
     fn time(self) -> f64 {
-        self.sum / f64::from(self.answers)
+        self.mean().max(SHORTEST.as_secs_f64())
     }
 
     /// Returns the seconds of attempts for each answer, including the attempts that ended with a complaint.
@@ -275,7 +287,7 @@ impl Limit {
         match signal {
             Signal::Answered => {
                 self.rate.answered();
-                if is_held_back && now - attempt.began > SHORTEST {
+                if is_held_back && self.bound.value() < enough((now - attempt.began).as_secs_f64()) {
                     self.grow(gap);
                 }
             }
@@ -300,7 +312,7 @@ impl Limit {
         self.seen.spent += time.as_secs_f64();
         if signal == Signal::Answered {
             self.seen.answers += 1;
-            self.seen.sum += time.max(SHORTEST).as_secs_f64().ln();
+            self.seen.sum += time.as_secs_f64().max(f64::MIN_POSITIVE).ln();
         } else {
             self.seen.complaints += 1;
         }
@@ -330,13 +342,14 @@ impl Limit {
                 return;
             }
             let time = seen.time();
-            if time < (1.05 * SHORTEST.as_secs_f64()).ln() && self.value() > START {
-                // It has grown in a moment at which this machine was slow.
-                self.bound.set(START as f64);
+            // A mean that is a little over the shortest time is not a reply time either.
+            let enough = enough(seen.mean() / 1.05);
+            if self.bound.value() > enough {
+                self.bound.set(enough);
                 self.set_aside(self.in_flight);
                 return;
             }
-            let has_grown = time > *self.reference.get_or_insert(time) + GROWN.ln();
+            let has_grown = time > *self.reference.get_or_insert(time) * GROWN;
             if is_held_back && (has_grown || self.untried > TRIAL_AFTER) {
                 self.try_half(seen, false);
                 return;
@@ -370,7 +383,7 @@ impl Limit {
     fn end_trial(&mut self, trial: Trial, seen: Seen) {
         let ratio = match trial.is_for_complaints {
             true => seen.cost() / trial.seen.cost(),
-            false => (seen.time() - trial.seen.time()).exp(),
+            false => seen.time() / trial.seen.time(),
         };
         let enough = ratio * HEADROOM;
         self.reference = Some(seen.time());
@@ -390,6 +403,11 @@ impl Limit {
         }
         self.set_aside(trial.number);
     }
+}
+
+/// Returns the limit up to which more attempts in flight help if replies take `time` seconds.
+fn enough(time: f64) -> f64 {
+    if time > SHORTEST.as_secs_f64() { f64::INFINITY } else { (time * ENOUGH_A_SECOND).max(LEAST_ENOUGH) }
 }
 
 #[cfg(test)]

@@ -266,8 +266,13 @@ fn a_limit_that_grew_in_a_slow_moment_falls_back_once_replies_come_at_once() {
         limit.value()
     };
     assert_eq!(rounds(Duration::from_millis(50)), 256);
-    assert_eq!(rounds(Duration::from_millis(1)), 64);
+    assert_eq!(rounds(Duration::from_millis(1)), 32);
     assert_eq!(rounds(Duration::from_millis(50)), 256);
+    // Enough for 8,000 a second.
+    for (millis, enough) in [(4, 31..=32), (5, 38..=40), (9, 68..=72), (11, 256..=256), (9, 68..=72)] {
+        let limit = rounds(Duration::from_millis(millis));
+        assert!(enough.contains(&limit), "{millis} ms: {limit}");
+    }
 }
 
 /// PostHog's own backfill sends a thousand webhooks at once, each of which must be over in 2.5 s.

@@ -169,8 +169,7 @@ impl Pending {
     }
 
     /// Returns how the event ended, or `None` if it is still under way.
-    #[cfg(test)]
-    fn get(&self) -> Option<Outcome> {
+    pub fn get(&self) -> Option<Outcome> {
         self.0.get().copied()
     }
 }

@@ -135,6 +135,14 @@ impl Entry {
         Arc::strong_count(&self.outcome) > 1
     }
 
+    /// Moves a live event to the backlog if no sender waits for it any longer. Returns true if it was moved.
+    fn leaves_live(&mut self, lanes: &mut Lanes, number: Number) -> bool {
+        let Some(place @ Place::Live(..)) = self.place.filter(|_| !self.is_awaited()) else { return false };
+        lanes.remove(number, place);
+        self.place = Some(lanes.add_backlog(self.arrived, number));
+        true
+    }
+
     /// Notes that an attempt begins, after `accepted` acceptances in all.
     fn begin(&mut self, accepted: u64) {
         self.place = None;
@@ -252,11 +260,14 @@ impl State {
             self.paced_until = self.limit.next();
             return None;
         }
-        while permit == Permit::All && self.leaves_live(number) {
+        let (entry, place) = loop {
+            let entry = self.entries.get_mut(&number).expect("what has a place is held");
+            let place = entry.place.expect("what was chosen is not in flight");
+            if permit == Permit::Probe || !entry.leaves_live(&mut self.lanes, number) {
+                break (entry, place);
+            }
             number = self.lanes.next(now)?;
-        }
-        let entry = self.entries.get_mut(&number).expect("what has a place is held");
-        let place = entry.place.expect("what was chosen is not in flight");
+        };
         if permit == Permit::Probe && matches!(place, Place::Backlog(_)) && !entry.is_suspect {
             self.was_newest = !self.was_newest;
         }
@@ -271,18 +282,10 @@ impl State {
         if self.is_draining { Permit::All } else { self.breaker.permit(now) }
     }
 
-    /// Moves a live event to the backlog if no sender waits for it any longer. Returns true if it was moved.
-    fn leaves_live(&mut self, number: Number) -> bool {
-        let entry = self.entries.get_mut(&number).expect("what has a place is held");
-        let Some(place @ Place::Live(..)) = entry.place.filter(|_| !entry.is_awaited()) else { return false };
-        self.lanes.remove(number, place);
-        entry.place = Some(self.lanes.add_backlog(entry.arrived, number));
-        true
-    }
-
     fn choose_probe(&mut self, now: Instant) -> Option<Number> {
         while let Some(number) = self.lanes.first_live() {
-            if !self.leaves_live(number) {
+            let entry = self.entries.get_mut(&number).expect("what has a place is held");
+            if !entry.leaves_live(&mut self.lanes, number) {
                 return Some(number);
             }
         }

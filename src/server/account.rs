@@ -6,7 +6,7 @@ use super::reply::Report;
 use crate::{
     mapping::Filtered,
     metrics::{CallLabel, Metrics, OutcomeLabel},
-    outbox::{Identity, Outcome},
+    outbox::{Identity, Outcome, Pending},
     posthog::Invalid,
     variance::Message,
 };
@@ -86,6 +86,15 @@ impl<'m> Account<'m> {
 
     pub(super) fn settle(&mut self, index: usize, fate: Fate) {
         self.items[index].fate = fate;
+    }
+
+    /// Settles the fate of an event if it has left the outbox. Returns whether it has.
+    pub(super) fn settle_if_ended(&mut self, index: usize, pending: &Pending) -> bool {
+        let outcome = pending.get();
+        if let Some(outcome) = outcome {
+            self.settle(index, Fate::Ended(outcome));
+        }
+        outcome.is_some()
     }
 
     /// Reports what became of all elements. `why_held` gives the reason why Variance does not have some yet.

@@ -22,7 +22,7 @@ use std::{
 };
 
 use axum::body::Body;
-use futures_util::{StreamExt, future::maybe_done, stream::FuturesUnordered};
+use futures_util::future::maybe_done;
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -216,15 +216,15 @@ impl Requests {
         if limit > max_body {
             return Err(Reply::too_large(max_body));
         }
-        let whole = async {
-            let mut whole = Vec::new();
+        let mut whole = Vec::new();
+        let read = async {
             loop {
                 let frame = select! {
                     biased;
                     () = charge.given_way() => return Err(NoRoom.into()),
                     frame = body.frame() => frame,
                 };
-                let Some(frame) = frame else { return Ok(whole) };
+                let Some(frame) = frame else { return Ok(()) };
                 let Ok(frame) = frame else {
                     return Err(Reply::error(StatusCode::BAD_REQUEST, "the body ended early"));
                 };
@@ -241,14 +241,16 @@ impl Requests {
                 whole.extend_from_slice(&piece);
             }
         };
-        match timeout_at(deadline, self.draining.run_until_cancelled(whole)).await {
-            Ok(Some(read)) => read,
-            Ok(None) => Err(Reply::draining()),
-            Err(_elapsed) => Err(Reply::error(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the body did not arrive in time: send the request again",
-            )),
+        select! {
+            biased;
+            read = read => read?,
+            () = self.draining.cancelled() => return Err(Reply::draining()),
+            () = sleep_until(deadline) => {
+                let reason = "the body did not arrive in time: send the request again";
+                return Err(Reply::error(StatusCode::SERVICE_UNAVAILABLE, reason));
+            }
         }
+        Ok(whole)
     }
 
     /// Decides whether a body proves its sender, by a signature or by the `api_key` of its envelope.
@@ -410,14 +412,15 @@ impl Requests {
     /// When there is no room for the first event. Room for a later one is waited for.
     async fn hand_over(&self, account: &mut Account<'_>, deadline: Option<Instant>) -> Result<(), OutboxFull> {
         let Server { outbox, metrics, .. } = &*self.server;
-        let (request, mut under_way) = (outbox.request(), FuturesUnordered::new());
+        let (request, mut under_way) = (outbox.request(), Vec::new());
         let mut time_to_reply = pin!(maybe_done(self.time_to_reply(deadline)));
         'events: for index in 0..account.items.len() {
             consume_budget().await;
             while under_way.len() >= WINDOW {
-                match until(time_to_reply.as_mut(), under_way.next()).await.flatten() {
-                    Some((index, outcome)) => account.settle(index, Fate::Ended(outcome)),
-                    None => break 'events,
+                let room = outbox.room();
+                under_way.retain(|(index, pending)| !account.settle_if_ended(*index, pending));
+                if under_way.len() >= WINDOW && until(time_to_reply.as_mut(), room).await.is_none() {
+                    break 'events;
                 }
             }
             if self.draining.is_cancelled() {
@@ -428,7 +431,7 @@ impl Requests {
                 let room = outbox.room();
                 match outbox.hand_over(request, *identity, message) {
                     HandOver::New(pending) | HandOver::Joined(pending) => {
-                        under_way.push(async move { (index, pending.wait().await) });
+                        under_way.push((index, pending));
                         break Fate::UnderWay;
                     }
                     HandOver::Ended(outcome) => break Fate::Ended(outcome),
@@ -445,8 +448,9 @@ impl Requests {
             };
             account.settle(index, fate);
         }
-        while let Some((index, outcome)) = until(time_to_reply.as_mut(), under_way.next()).await.flatten() {
-            account.settle(index, Fate::Ended(outcome));
+        for (index, pending) in under_way {
+            until(time_to_reply.as_mut(), pending.wait()).await;
+            account.settle_if_ended(index, &pending);
         }
         Ok(())
     }

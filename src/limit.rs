@@ -122,7 +122,8 @@ pub enum Signal {
 /// An attempt in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
-    began: Instant,
+    /// The time of its start.
+    pub(crate) began: Instant,
     /// The number of attempts in flight at its start, this one included.
     in_flight: usize,
     /// True if the attempt had to connect first, because fewer were in flight lately: its time does not count.

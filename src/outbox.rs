@@ -375,14 +375,13 @@ impl Shared {
     /// Makes an attempt, and then further ones while there are any to make.
     async fn attempt(self: Arc<Self>, mut job: Job) {
         loop {
-            let start = Instant::now();
             let destination = Arc::clone(&self.destination.read().expect("no panic while it is locked"));
             let (result, reply) = destination.post(job.message.body()).await;
-            self.metrics.attempted(result.into(), start.elapsed());
             // Most often the whole reply is here, and the connection is free again at once.
             let mut rest = pin!(reply.discard());
             let is_free = rest.as_mut().now_or_never().is_some();
             let (finished, mut next) = self.change(|state, now| {
+                self.metrics.attempted(result.into(), now - job.in_limit.began);
                 let finished = state.finish(&job, result, now);
                 (finished, if is_free { state.next_in_slot(now) } else { None })
             });

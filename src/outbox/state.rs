@@ -98,7 +98,7 @@ struct Entry {
 pub(super) struct Job {
     number: Number,
     in_breaker: AttemptId,
-    in_limit: Attempt,
+    pub(super) in_limit: Attempt,
     pub(super) message: Message,
 }
 

@@ -62,8 +62,8 @@ fn main() -> anyhow::Result<()> {
     })
 }
 
-/// The turns of each build in a round.
-const TURNS: usize = 20;
+/// The most turns of each build in a round.
+const MOST_TURNS: usize = 20;
 
 /// CPU time and elapsed time of one forwarded event, in microseconds.
 #[derive(Clone, Copy)]
@@ -152,7 +152,8 @@ async fn cases(
 
 /// Runs one case for one round. Returns for each build the cost of an event, and the most memory in MiB.
 ///
-/// The builds take turns, many in a round, so that what the machine does beside them hits all alike.
+/// The builds take turns, many in a round, so that what the machine does beside them hits all alike. A turn has at least four
+/// requests for each connection.
 async fn case(
     builds: &[&Path],
     receiver: &Process,
@@ -161,16 +162,17 @@ async fn case(
     connections: usize,
     events: usize,
 ) -> anyhow::Result<Vec<(Cost, f64)>> {
+    let turns = (events / (4 * per_request * connections)).clamp(1, MOST_TURNS);
     let connectors = builds.iter().map(|build| connector(build, receiver)).collect::<anyhow::Result<Vec<_>>>()?;
     for connector in &connectors {
         // Warm: connections, allocator, branch predictors.
-        Sender::new(connector.address(), path, per_request).send(events / TURNS, connections).await?;
+        Sender::new(connector.address(), path, per_request).send(events / MOST_TURNS, connections).await?;
     }
     let mut costs = vec![Vec::new(); builds.len()];
-    for _ in 0..TURNS {
+    for _ in 0..turns {
         for (connector, costs) in connectors.iter().zip(&mut costs) {
             let sender = Sender::new(connector.address(), path, per_request);
-            costs.push(measured(connector, sender, events / TURNS, connections).await?);
+            costs.push(measured(connector, sender, events / turns, connections).await?);
         }
     }
     connectors.iter().zip(costs).map(|(connector, costs)| Ok((Cost::mean(&costs), connector.peak_rss_mib()?))).collect()

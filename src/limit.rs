@@ -5,16 +5,16 @@
 //!
 //! * **In flight.** The limit starts at 64 and grows while it holds events back: by one for each reply, so that it doubles in
 //!   the time of one reply, until it was too high once.
-//! * **Replies within 10 ms** measure this machine rather than Variance. There the limit is what 8,000 replies a second need, but
-//!   at least 32: more attempts in flight do the same work with more memory, which the processor's caches do not hold.
+//! * **Replies within 10 ms** measure this machine rather than Variance. If nearly all are, the limit is what 8,000 replies a second
+//!   need, but at least 32: more attempts in flight do the same work with more memory, which the processor's caches do not hold.
 //! * **Too many in flight.** When reply times have grown by half, when there is a 503 or a time-out for every tenth answer,
 //!   and after every 30 seconds at the limit, half as many are in flight for a moment: a trial. If the others only waited
 //!   their turn, reply times fall in proportion; the half is kept, and half of it is tried next. If they do not fall at all,
 //!   Variance is slow rather than full, and the limit is as before. A result in between says how many are just enough, and the
 //!   limit becomes a quarter more. 503s and time-outs that do not become fewer with the number have another cause, such as one
 //!   bad server of several, and are ignored for a while.
-//! * **Scattered reply times** change nothing: means of the logarithms of 128 times are compared. Means below 10 ms count as
-//!   10 ms, and the times of attempts that had to connect do not count.
+//! * **Scattered reply times** change nothing: means of the logarithms of 128 times are compared. Times below 10 ms count as
+//!   10 ms there, and the times of attempts that had to connect do not count.
 //! * **Too many in a second.** A 429 is about the rate: with replies after a millisecond, one in flight is a thousand a
 //!   second. A 429 pauses all attempts for 10 ms, or for longer each time if no reply comes in between, and sets the rate to
 //!   four fifths of the replies in the last second. 503s that remain with one in flight do the same.
@@ -38,6 +38,7 @@
 //! | at once | 50000/s | 0.0 % | 1 ms | 1 ms |
 //! | log-normal, median 50 ms, sigma 1 | 3085/s | 0.0 % | 50 ms | 2716 ms |
 //! | 50 ms, but 200 ms for five seconds: after them | 5120/s | 0.0 % | 50 ms | 200 ms |
+//! | 1 ms, but every tenth 500 ms | 1439/s | 0.0 % | 1 ms | 501 ms |
 //! | 500 in each second, 429 | 466/s | 0.0 % | 1 ms | 1 ms |
 //! | 500 in any second, 429 | 472/s | 0.0 % | 1 ms | 1 ms |
 //! | 500/s, five at once, 429 | 470/s | 0.0 % | 0 ms | 1 ms |
@@ -84,7 +85,7 @@ const LEAST_RATE: f64 = 50.0;
 /// The shortest reply time that counts. Shorter ones measure this machine.
 const SHORTEST: Duration = Duration::from_millis(10);
 
-/// The replies in a second for which a limit is high enough if reply times are shorter than that.
+/// The replies in a second for which a limit is high enough if nearly all reply times are shorter than that.
 const ENOUGH_A_SECOND: f64 = 8_000.0;
 
 /// The least such limit.
@@ -147,7 +148,7 @@ pub struct Limit {
     unsettled: usize,
     /// The replies under the present limit.
     seen: Seen,
-    /// The reply time after the last trial, in seconds, for comparison with later ones.
+    /// The logarithm of the reply time after the last trial, for comparison with later ones.
     reference: Option<f64>,
     trial: Option<Trial>,
     /// Seconds at the limit since the last trial.
@@ -170,14 +171,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// Returns the geometric mean of reply times, in seconds.
-    fn mean(self) -> f64 {
-        (self.sum / f64::from(self.answers)).exp()
-    }
-
-    /// Returns the mean reply time that counts, in seconds.
+    /// Returns the mean of the logarithms of reply times.
     fn time(self) -> f64 {
-        self.mean().max(SHORTEST.as_secs_f64())
+        self.sum / f64::from(self.answers)
     }
 
     /// Returns the seconds of attempts for each answer, including the attempts that ended with a complaint.
@@ -288,7 +284,9 @@ impl Limit {
         match signal {
             Signal::Answered => {
                 self.rate.answered();
-                if is_held_back && self.bound.value() < enough((now - attempt.began).as_secs_f64()) {
+                let time = now - attempt.began;
+                let is_low = self.bound.value() < time.as_secs_f64() * ENOUGH_A_SECOND;
+                if is_held_back && (time > SHORTEST || is_low) {
                     self.grow(gap);
                 }
             }
@@ -313,7 +311,7 @@ impl Limit {
         self.seen.spent += time.as_secs_f64();
         if signal == Signal::Answered {
             self.seen.answers += 1;
-            self.seen.sum += time.as_secs_f64().max(f64::MIN_POSITIVE).ln();
+            self.seen.sum += time.max(SHORTEST).as_secs_f64().ln();
         } else {
             self.seen.complaints += 1;
         }
@@ -343,14 +341,15 @@ impl Limit {
                 return;
             }
             let time = seen.time();
-            // A mean that is a little over the shortest time is not a reply time either.
-            let enough = enough(seen.mean() / 1.05);
-            if self.bound.value() > enough {
+            // Nearly all replies were within the shortest time. What they need follows from the plain mean.
+            let are_short = time < (1.05 * SHORTEST.as_secs_f64()).ln();
+            let enough = (seen.cost() * ENOUGH_A_SECOND).max(LEAST_ENOUGH);
+            if are_short && self.bound.value() > enough {
                 self.bound.set(enough);
                 self.set_aside(self.in_flight);
                 return;
             }
-            let has_grown = time > *self.reference.get_or_insert(time) * GROWN;
+            let has_grown = time > *self.reference.get_or_insert(time) + GROWN.ln();
             if is_held_back && (has_grown || self.untried > TRIAL_AFTER) {
                 self.try_half(seen, false);
                 return;
@@ -384,7 +383,7 @@ impl Limit {
     fn end_trial(&mut self, trial: Trial, seen: Seen) {
         let ratio = match trial.is_for_complaints {
             true => seen.cost() / trial.seen.cost(),
-            false => seen.time() / trial.seen.time(),
+            false => (seen.time() - trial.seen.time()).exp(),
         };
         let enough = ratio * HEADROOM;
         self.reference = Some(seen.time());
@@ -404,11 +403,6 @@ impl Limit {
         }
         self.set_aside(trial.number);
     }
-}
-
-/// Returns the limit up to which more attempts in flight help if replies take `time` seconds.
-fn enough(time: f64) -> f64 {
-    if time > SHORTEST.as_secs_f64() { f64::INFINITY } else { (time * ENOUGH_A_SECOND).max(LEAST_ENOUGH) }
 }
 
 #[cfg(test)]

@@ -212,13 +212,15 @@ fn destinations_of_every_kind_get_as_much_as_they_take() {
     let falls = |now: f64| if (5.0..12.0).contains(&now) { 20 } else { 200 };
     let flaps = |now: f64| if now % 10.0 < 5.0 { 200 } else { 20 };
     let row = |name, from, to, answered, rejected, median| Row { name, from, to, answered, rejected, median };
-    let table: [(Kind, &[Row]); 18] = [
+    let mixed = |now: f64| if ((now * 100_000.0) as u64).is_multiple_of(10) { 0.5 } else { 0.001 };
+    let table: [(Kind, &[Row]); 19] = [
         (Kind::Delay(|_| 0.2), &[row("200 ms", 5.0, 20.0, 1_200.0, 0.0, 201.0)]),
         (Kind::Connect(0.2, 0.6), &[row("200 ms, 600 ms more to connect", 5.0, 20.0, 1_200.0, 0.0, 201.0)]),
         (Kind::Delay(|_| 0.05), &[row("50 ms", 5.0, 10.0, 4_800.0, 0.0, 51.0)]),
         (Kind::Delay(|_| 0.0001), &[row("at once", 0.5, 1.0, 49_000.0, 0.0, 6.0)]),
         (Kind::LogNormal(0.05), &[row("log-normal, median 50 ms, sigma 1", 5.0, 20.0, 2_485.0, 0.0, 55.0)]),
         (Kind::Delay(slows), &[row("50 ms, but 200 ms for five seconds: after them", 15.0, 20.0, 4_000.0, 0.0, 51.0)]),
+        (Kind::Delay(mixed), &[row("1 ms, but every tenth 500 ms", 5.0, 10.0, 1_200.0, 0.0, 2.0)]),
         (Kind::Window(500.0, None), &[row("500 in each second, 429", 5.0, 40.0, 450.0, 1.0, 1.0)]),
         (Kind::Sliding(500, None), &[row("500 in any second, 429", 5.0, 40.0, 450.0, 1.0, 1.0)]),
         (Kind::Bucket(5.0, 500.0, None), &[row("500/s, five at once, 429", 15.0, 40.0, 400.0, 1.0, 1.0)]),

@@ -2,7 +2,8 @@
 //!
 //! Faults of several different events in a row open it, unless Variance has accepted an event lately, and so does a
 //! `Retry-After`. When the pause is over, one event is tried: a reply that accepts or refuses it ends the pause, a
-//! fault begins a longer one. The rule of pauses in `docs/delivery.md` has the numbers.
+//! fault begins a longer one. After a fault that may be the event's own, another event is tried first, since events that
+//! always fail may be many and would keep the pauses going. The rule of pauses in `docs/delivery.md` has the numbers.
 //!
 //! Only an attempt that began after the pause was set may end or shorten it: the results of earlier attempts say how
 //! Variance was before.
@@ -17,6 +18,9 @@ use crate::backoff::Backoff;
 /// The number of different events that have to fail in a row to open the breaker.
 const EVENTS_TO_OPEN: usize = 5;
 
+/// The most events that are tried between two pauses.
+const PROBES: usize = 64;
+
 /// A circuit breaker without a clock: every call passes in the time.
 #[derive(Debug)]
 pub struct Breaker {
@@ -24,7 +28,7 @@ pub struct Breaker {
     /// The age up to which an acceptance shows that Variance takes events.
     recent: Duration,
     pause: Option<Pause>,
-    /// The first few events that have failed since the last answer.
+    /// The first few events that have failed since the last answer or the last pause.
     failed: Vec<u64>,
     /// Openings since the last answer that closed the breaker.
     openings: u32,
@@ -104,27 +108,42 @@ impl Breaker {
 
     /// Notes that Variance has answered an attempt by accepting or refusing its event.
     pub fn answered(&mut self, attempt: AttemptId) {
-        self.failed.clear();
-        if self.pause.as_ref().is_some_and(|pause| attempt > pause.set_after) {
+        if self.pause.as_ref().is_none_or(|pause| attempt > pause.set_after) {
             self.reset();
         }
     }
 
-    /// Notes that an attempt of `event` failed through no fault of the event. Returns true if that opens the breaker.
-    pub fn failed(&mut self, attempt: AttemptId, event: u64, now: Instant, rng: &mut Rng) -> bool {
-        if self.failed.len() < EVENTS_TO_OPEN && !self.failed.contains(&event) {
+    /// Notes that an attempt of `event` failed, which says something about Variance unless it `may_be_alone` in this.
+    /// Returns true if that opens the breaker.
+    pub fn failed(&mut self, attempt: AttemptId, event: u64, may_be_alone: bool, now: Instant, rng: &mut Rng) -> bool {
+        let was_closed = self.is_closed();
+        if !was_closed && !self.is_probe(attempt) {
+            return false;
+        }
+        if self.failed.len() < PROBES && !self.failed.contains(&event) {
             self.failed.push(event);
         }
-        let opens = match &self.pause {
-            Some(pause) => pause.probe == Some(attempt),
-            None => self.failed.len() == EVENTS_TO_OPEN && !self.accepts(now),
+        let opens = match was_closed {
+            true => self.failed.len() >= EVENTS_TO_OPEN && !self.accepts(now),
+            false => !may_be_alone || self.failed.len() == PROBES,
         };
-        let was_closed = self.is_closed();
-        if opens {
-            let pause = self.open_for.equal_jitter(self.openings.saturating_add(1), rng);
-            self.open(now + pause);
+        match opens {
+            true => self.open_longer(now, rng),
+            false => self.failed_alone(attempt),
         }
         opens && was_closed
+    }
+
+    /// True if the event has been tried since the pause was over, and failed.
+    pub fn has_tried(&self, event: u64) -> bool {
+        self.failed.contains(&event)
+    }
+
+    /// Notes that there is no further event to try. If any has been tried, the next pause begins.
+    pub fn tried_all(&mut self, now: Instant, rng: &mut Rng) {
+        if !self.failed.is_empty() {
+            self.open_longer(now, rng);
+        }
     }
 
     /// Notes that Variance's answer to an attempt asked for no attempts before `until`. Returns true if that opens the
@@ -150,7 +169,17 @@ impl Breaker {
         self.failed.clear();
     }
 
+    fn is_probe(&self, attempt: AttemptId) -> bool {
+        self.pause.as_ref().is_some_and(|pause| pause.probe == Some(attempt))
+    }
+
+    fn open_longer(&mut self, now: Instant, rng: &mut Rng) {
+        let pause = self.open_for.equal_jitter(self.openings.saturating_add(1), rng);
+        self.open(now + pause);
+    }
+
     fn open(&mut self, until: Instant) {
+        self.failed.clear();
         self.openings = self.openings.saturating_add(1);
         self.pause = Some(Pause { until, set_after: AttemptId(self.attempts), probe: None });
     }
@@ -168,7 +197,7 @@ mod tests {
         for event in 0..5 {
             assert_eq!(breaker.permit(now), Permit::All);
             let attempt = breaker.begin();
-            assert_eq!(breaker.failed(attempt, event, now, rng), event == 4);
+            assert_eq!(breaker.failed(attempt, event, true, now, rng), event == 4);
         }
         breaker
     }
@@ -179,7 +208,7 @@ mod tests {
         let mut breaker = Breaker::new(Backoff::new(SECOND, 15 * SECOND), 2 * SECOND);
         for n in 0..100 {
             let attempt = breaker.begin();
-            assert!(!breaker.failed(attempt, n % 4, now, &mut rng));
+            assert!(!breaker.failed(attempt, n % 4, true, now, &mut rng));
         }
         assert_eq!(breaker.permit(now), Permit::All);
     }
@@ -197,12 +226,38 @@ mod tests {
             assert_eq!(breaker.permit(now), Permit::Probe);
             let probe = breaker.begin();
             assert_eq!(breaker.permit(now), Permit::Nothing, "while the probe is under way");
-            assert!(!breaker.failed(probe, 0, now, &mut rng), "it was open");
+            assert!(!breaker.failed(probe, 0, false, now, &mut rng), "it was open");
         }
         now += 15 * SECOND;
         let probe = breaker.begin();
         breaker.answered(probe);
         assert_eq!(breaker.permit(now), Permit::All);
+    }
+
+    #[test]
+    fn after_a_fault_that_may_be_of_one_event_others_are_tried_before_the_next_pause() {
+        let (mut now, mut rng) = (Instant::now(), Rng::with_seed(1));
+        let mut breaker = opened(now, &mut rng);
+        for full in [2, 4] {
+            now = breaker.open_until().unwrap();
+            for event in 0..64 {
+                assert_eq!(breaker.permit(now), Permit::Probe, "{event} have failed");
+                assert!(!breaker.has_tried(event));
+                let probe = breaker.begin();
+                assert_eq!(breaker.permit(now), Permit::Nothing, "while the probe is under way");
+                breaker.failed(probe, event, true, now, &mut rng);
+                assert_eq!(breaker.has_tried(event), event < 63);
+            }
+            let pause = breaker.open_until().unwrap() - now;
+            assert!(pause >= full * SECOND / 2, "{pause:?} of {full} s");
+        }
+        now = breaker.open_until().unwrap();
+        breaker.tried_all(now, &mut rng);
+        assert_eq!(breaker.permit(now), Permit::Probe, "none was tried");
+        let probe = breaker.begin();
+        breaker.failed(probe, 0, true, now, &mut rng);
+        breaker.tried_all(now, &mut rng);
+        assert!(breaker.open_until().unwrap() >= now + 4 * SECOND, "there is no other");
     }
 
     #[test]

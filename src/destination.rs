@@ -187,6 +187,15 @@ impl Fault {
         matches!(self, Self::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
     }
 
+    /// True if the fault may be that of the event alone: Variance, or a firewall before it, read the event and did not like
+    /// it. That is no matter of the credential (401, 407), of the rate (429) or of the load (503, a time-out).
+    pub fn may_be_of_one_event(self) -> bool {
+        match self {
+            Self::Status(status) => !matches!(status.as_u16(), 401 | 407 | 429 | 503),
+            fault => matches!(fault, Self::RefusesAll(_) | Self::Broken),
+        }
+    }
+
     /// Returns the least time before the event is retried. Variance may have an event whose reply could not be read.
     pub fn least_wait(self) -> Duration {
         if self == Self::Unreadable { Duration::from_secs(10) } else { Duration::ZERO }

@@ -80,6 +80,11 @@ impl Lanes {
         self.live.first().map(|(_, number)| *number)
     }
 
+    /// Returns the backlog, from the event that has waited longest since its last attempt.
+    pub(super) fn backlog(&self) -> impl Iterator<Item = Number> {
+        self.backlog.iter().map(|(_, number)| *number)
+    }
+
     /// Notes that the event at this place had its turn.
     pub(super) fn had_turn(&mut self, place: Place) {
         match place {

@@ -9,8 +9,9 @@
 //!    the breaker nor for the limit, and a `Retry-After` delays the suspect alone. The same holds for any event whose 503 has a
 //!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` delays all events. A 429
 //!    cuts the rate if the 429 before was for another event.
-//! 4. No event is attempted in a pause: [`Breaker`]. The probe is a live event if there is one, else the newest and the oldest
-//!    in turn, and a suspect only if nothing else is held.
+//! 4. No event is attempted in a pause: [`Breaker`]. The probe is a live event if there is one, else in turn the newest event
+//!    and the one that has waited longest, and a suspect only if nothing else is held. No event is tried twice between two
+//!    pauses.
 //! 5. An event whose time is over is refused if at least three of its failures were each followed by another event's acceptance
 //!    before its own next attempt; else it is abandoned. Failures with a 429 do not count.
 //! 6. A refusal is believed only from a destination that accepts other events: [`Health::believe`].
@@ -254,7 +255,13 @@ impl State {
         let mut number = match permit {
             Permit::Nothing => return None,
             Permit::All => self.lanes.next(now)?,
-            Permit::Probe => self.choose_probe(now)?,
+            Permit::Probe => {
+                let probe = self.choose_probe(now);
+                if probe.is_none() {
+                    self.breaker.tried_all(now, &mut self.rng);
+                }
+                probe?
+            }
         };
         if !self.limit.may_start(now) {
             self.paced_until = self.limit.next();
@@ -292,9 +299,13 @@ impl State {
         if self.suspects == self.entries.len() {
             return self.lanes.next(now);
         }
-        let mut candidates = self.entries.iter().filter(|(_, entry)| entry.place.is_some() && !entry.is_suspect);
-        let probe = if self.was_newest { candidates.next() } else { candidates.next_back() };
-        probe.map(|(number, _)| *number)
+        let may_probe = |number: Number, entry: &Entry| {
+            entry.place.is_some() && !entry.is_suspect && !self.breaker.has_tried(number)
+        };
+        match self.was_newest {
+            true => self.lanes.backlog().find(|number| may_probe(*number, &self.entries[number])),
+            false => self.entries.iter().rfind(|(number, entry)| may_probe(**number, entry)).map(|(number, _)| *number),
+        }
     }
 
     /// Applies the result of an attempt.
@@ -339,7 +350,10 @@ impl State {
                 self.breaker.failed_alone(job.in_breaker);
                 false
             }
-            None => self.breaker.failed(job.in_breaker, job.number, now, &mut self.rng),
+            None => {
+                let may_be_alone = fault.may_be_of_one_event();
+                self.breaker.failed(job.in_breaker, job.number, may_be_alone, now, &mut self.rng)
+            }
         };
         if !entry.is_suspect || (binds_all && asked.is_some()) {
             self.health.failed(fault, !self.breaker.is_closed(), now);

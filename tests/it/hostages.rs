@@ -7,12 +7,12 @@ use futures_util::future;
 use serde_json::json;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use variance_connector::outbox::Pacing;
 
 use crate::{
-    harness::{Service, event},
+    harness::{PATIENCE, Service, event},
     variance::{Behaviour, Received, Variance},
 };
 
@@ -71,6 +71,32 @@ async fn one_event_that_always_fails_on_a_quiet_system_lets_the_next_one_through
         let healthy = service.post("/webhook", event(format!("healthy-{n}"))).await;
         assert_eq!(healthy.status, 200, "{n}: {}", healthy.text);
     }
+}
+
+#[tokio::test]
+async fn after_a_start_many_events_that_always_fail_do_not_keep_a_healthy_one_from_its_turn() {
+    let poisons = [Behaviour::Status(500), Behaviour::Status(403), Behaviour::Status(400), Behaviour::Reset];
+    future::join_all(poisons.map(|poison| async move {
+        let variance = Variance::start().await;
+        variance.script(poisoned(poison));
+        let service = Service::start(&variance, |settings| {
+            settings.outbox.pacing = Pacing::default();
+            // So the first faults come before the healthy event's turn.
+            settings.outbox.concurrency = 4;
+            settings.server.webhook_deadline = Duration::from_millis(200);
+        })
+        .await;
+        let id = |n| if n == 30 { "healthy".to_owned() } else { format!("poison-{n}") };
+        let batch: Vec<_> = (0..61).map(|n| json!({"event": "e", "uuid": id(n), "distinct_id": "d"})).collect();
+        assert_eq!(service.post("/webhook", json!(batch).to_string()).await.status, 503);
+        let delivered = async {
+            while outcomes(&service, "delivered").await == 0.0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, delivered).await.expect("it has its turn");
+    }))
+    .await;
 }
 
 #[tokio::test]

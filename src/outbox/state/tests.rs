@@ -118,6 +118,8 @@ struct Expected {
     /// The attempts that began before it.
     before: usize,
     probe: Option<usize>,
+    /// The events that have been tried since it was over, and failed.
+    failed: BTreeSet<u64>,
 }
 
 /// The state, with a clock and a timer that are never late. After each call the attempts that are allowed begin.
@@ -342,7 +344,27 @@ impl World {
         }
     }
 
-    /// Whether what an attempt of this event comes to says something of Variance.
+    /// Since when an event may be attempted that is not in flight.
+    fn due(&self, id: u8) -> Instant {
+        let entry = self.entry(id);
+        match entry.place {
+            Some(Place::Backlog(due)) => due,
+            _ => entry.arrived,
+        }
+    }
+
+    /// How long the next pause is without jitter.
+    fn full_pause(&self) -> Duration {
+        (SECOND * 2_u32.pow(self.openings.min(10))).min(LONGEST_PAUSE)
+    }
+
+    fn begin_pause(&mut self, until: Instant, least: Instant, most: Instant) {
+        assert!(least <= until && until <= most, "{:?} of {:?}", until - self.now, most - self.now);
+        self.openings += 1;
+        self.pause = Some(Expected { until, before: self.attempts, probe: None, failed: BTreeSet::new() });
+    }
+
+    /// Begins the attempt that is allowed next. Returns false if there is none.
     fn attempt(&mut self) -> bool {
         self.note_waiting();
         let has_slot = self.state.limit.next().is_some_and(|next| next <= self.now);
@@ -358,19 +380,34 @@ impl World {
         );
         // One for which nobody waits any more keeps its place among the live ones until its turn comes.
         let backlog_due = late.iter().any(|id| matches!(self.entry(*id).place, Some(Place::Backlog(_))));
-        let mut blameless: Vec<_> = waiting.iter().filter(|(_, held)| !held.is_suspect()).collect();
+        let has_tried = |held: &Held| self.pause.as_ref().is_some_and(|pause| pause.failed.contains(&held.arrival));
+        let mut blameless: Vec<_> = waiting.iter().filter(|(_, held)| !held.is_suspect() && !has_tried(held)).collect();
         blameless.sort_by_key(|(_, held)| held.arrival);
-        let ends = [blameless.first(), blameless.last()].map(|held| held.map(|(id, _)| *id));
+        let newest = blameless.last().map(|(id, _)| *id);
+        blameless.sort_by_key(|(id, held)| (self.due(*id), held.arrival));
+        let longest_waiting = blameless.first().map(|(id, _)| *id);
+        let ends = [longest_waiting, newest];
         let all_are_suspects = self.held().all(|(_, held)| held.is_suspect());
         let is_probe = self.pause.is_some();
         let may_probe = self.pause.as_ref().is_some_and(|pause| pause.probe.is_none() && pause.until <= self.now);
 
-        let Some(job) = self.state.next_job(self.now) else {
+        let job = self.state.next_job(self.now);
+        let until = self.state.breaker.open_until().filter(|until| may_probe && *until > self.now);
+        if let Some(until) = until {
+            let nobody = live.is_empty() && ends[0].is_none() && (!all_are_suspects || late.is_empty());
+            assert!(job.is_none() && nobody, "another could probe");
+            assert!(!self.pause.as_ref().unwrap().failed.is_empty(), "nobody has probed");
+            let full = self.full_pause();
+            self.begin_pause(until, self.now + full / 2, self.now + full);
+            return false;
+        }
+        let Some(job) = job else {
             if has_slot && !is_probe {
                 assert!(late.is_empty(), "{late:?} wait for nothing");
             } else if has_slot && may_probe {
                 assert!(live.is_empty() && ends[0].is_none(), "nobody probes");
                 assert!(!all_are_suspects || late.is_empty(), "{late:?} could probe");
+                assert!(self.pause.as_ref().unwrap().failed.is_empty(), "the next pause does not begin");
             }
             return false;
         };
@@ -384,7 +421,8 @@ impl World {
             } else if all_are_suspects {
                 assert!(early.contains(&id), "{id} is too early");
             } else {
-                let end = ends.iter().position(|end| *end == Some(id)).expect("the oldest or the newest probes");
+                let end =
+                    ends.iter().position(|end| *end == Some(id)).expect("the newest or the longest waiting probes");
                 if ends[0] != ends[1] {
                     assert_ne!(self.last_end, Some(end == 1), "in turn");
                 }
@@ -508,16 +546,23 @@ impl World {
             }
         } else {
             self.failed_in_a_row.insert(arrival);
-            if is_probe || (!was_open && self.failed_in_a_row.len() >= 5 && !takes_events) {
-                let full = (SECOND * 2_u32.pow(self.openings.min(10))).min(LONGEST_PAUSE);
+            let may_be_alone = match fault {
+                Fault::Status(status) => ![401, 407, 429, 503].contains(&status.as_u16()),
+                Fault::RefusesAll(_) | Fault::Broken => true,
+                _ => false,
+            };
+            if is_probe && may_be_alone {
+                let pause = self.pause.as_mut().unwrap();
+                pause.probe = None;
+                pause.failed.insert(arrival);
+            } else if is_probe || (!was_open && self.failed_in_a_row.len() >= 5 && !takes_events) {
+                let full = self.full_pause();
                 pause = Some((now + full / 2, now + full));
             }
         }
         if let Some((least, most)) = pause {
-            self.openings += 1;
             let until = self.state.breaker.open_until().expect("it is open");
-            assert!(least <= until && until <= most, "{:?} of {:?}", until - now, most - now);
-            self.pause = Some(Expected { until, before: self.attempts, probe: None });
+            self.begin_pause(until, least, most);
         }
         assert_eq!(finished.has_opened, !was_open && self.pause.is_some());
         let held = self.events[&id].held.as_ref().unwrap();

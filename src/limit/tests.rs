@@ -395,3 +395,20 @@ fn what_connecting_took_is_not_part_of_a_reply_time() {
         assert_eq!(limit.seen.answers, 64 * round);
     }
 }
+
+#[test]
+fn what_connecting_took_does_not_raise_the_limit() {
+    for (millis, after) in [(23, 64), (40, 128)] {
+        let now = Instant::now();
+        let mut limit = Limit::new(256, now);
+        let mut attempts = Vec::new();
+        while limit.may_start(now) {
+            attempts.push(limit.start(now));
+        }
+        for attempt in attempts {
+            limit.free();
+            limit.note(attempt, Signal::Answered, now + Duration::from_millis(millis));
+        }
+        assert_eq!(limit.value(), after, "{millis} ms");
+    }
+}

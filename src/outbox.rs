@@ -17,7 +17,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -29,7 +29,6 @@ use tokio::{
     sync::{Notify, SetOnce, futures::Notified},
     time::{Instant, timeout_at},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     health::News,
@@ -194,8 +193,8 @@ struct Shared {
     timer: Notify,
     /// Notified when there may be room again.
     room: Notify,
-    closed: CancellationToken,
-    tasks: TaskTracker,
+    /// Set while the state is locked.
+    is_closed: AtomicBool,
 }
 
 struct Driven {
@@ -219,10 +218,9 @@ impl Outbox {
             metrics,
             timer: Notify::new(),
             room: Notify::new(),
-            closed: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            is_closed: AtomicBool::new(false),
         });
-        shared.spawn(Arc::clone(&shared).keep_time());
+        tokio::spawn(Arc::clone(&shared).keep_time());
         Self(shared)
     }
 
@@ -307,12 +305,14 @@ impl Outbox {
         self.0.change(State::drain);
     }
 
-    /// Stops all attempts and abandons the events that are still held. Returns their number.
-    pub async fn close(&self) -> usize {
-        self.0.closed.cancel();
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
-        let abandoned = self.0.driven().state.abandon_all(Instant::now());
+    /// Abandons the events that are still held, and returns their number. Whatever attempts in flight come to is ignored.
+    pub fn close(&self) -> usize {
+        let abandoned = {
+            let mut driven = self.0.driven();
+            self.0.is_closed.store(true, Ordering::Relaxed);
+            driven.state.abandon_all(Instant::now())
+        };
+        self.0.timer.notify_one();
         let count = abandoned.len();
         abandoned.into_iter().for_each(|ended| self.0.announce(ended));
         self.0.loss_log().flush();
@@ -327,10 +327,8 @@ impl fmt::Debug for Outbox {
 }
 
 impl Shared {
-    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
-        // Boxed, because it is large, and would be copied several times.
-        let (shared, task) = (Arc::clone(self), Box::pin(task));
-        self.tasks.spawn(async move { shared.closed.run_until_cancelled(task).await });
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
     }
 
     /// Changes the state, starts the attempts that it then allows, and sets the timer earlier if needed.
@@ -340,7 +338,7 @@ impl Shared {
         let Driven { state, timer } = &mut *driven;
         let outcome = change(state, now);
         while let Some(job) = state.next_job(now) {
-            self.spawn(Arc::clone(self).attempt(job));
+            tokio::spawn(Arc::clone(self).attempt(job));
         }
         let news = state.news(now).map(|news| (news, state.held()));
         if let Some(due) = state.due(now).filter(|due| timer.is_none_or(|timer| *due < timer)) {
@@ -356,7 +354,7 @@ impl Shared {
 
     /// Runs the timer: ends events that were held for too long, and starts attempts whose backoff or pause is over.
     async fn keep_time(self: Arc<Self>) {
-        loop {
+        while !self.is_closed() {
             self.change(|state, now| state.expire(now)).into_iter().for_each(|ended| self.announce(ended));
             let now = Instant::now();
             let losses_due = self.loss_log().flush_if_due(now);
@@ -380,11 +378,15 @@ impl Shared {
             // Most often the whole reply is here, and the connection is free again at once.
             let mut rest = pin!(reply.discard());
             let is_free = rest.as_mut().now_or_never().is_some();
-            let (finished, mut next) = self.change(|state, now| {
+            let changed = self.change(|state, now| {
+                if self.is_closed() {
+                    return None;
+                }
                 self.metrics.attempted(result.into(), now - job.in_limit.began);
                 let finished = state.finish(&job, result, now);
-                (finished, if is_free { state.next_in_slot(now) } else { None })
+                Some((finished, if is_free { state.next_in_slot(now) } else { None }))
             });
+            let Some((finished, mut next)) = changed else { return };
             if finished.fault.is_some_and(Fault::is_url) {
                 self.url_doubted.notify_one();
             }
@@ -416,7 +418,7 @@ impl Shared {
         self.metrics.ended(message.call.into(), counted, 1);
         if outcome != Outcome::Delivered {
             let reason: &dyn fmt::Display = match outcome {
-                Outcome::Abandoned(_) if self.closed.is_cancelled() => {
+                Outcome::Abandoned(_) if self.is_closed() => {
                     &"the connector stopped before Variance accepted the event"
                 }
                 Outcome::Delivered | Outcome::Refused(_) | Outcome::Abandoned(_) => &outcome,

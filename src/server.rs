@@ -134,7 +134,7 @@ impl Server {
             never = accepting => match never {},
             () = ending => {}
         }
-        let abandoned = server.outbox.close().await;
+        let abandoned = server.outbox.close();
         tracing::info!(abandoned, "stopped");
         abandoned
     }

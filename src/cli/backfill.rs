@@ -273,7 +273,7 @@ async fn forward(args: Args, task: Option<Task>, forwarding: Forwarding) -> anyh
         not_kept: Vec::new(),
     };
     let mut stopped = sender.send(&stop.asked).await;
-    outbox.close().await;
+    outbox.close();
     // After an interruption, the thread may wait for input that never comes; the process ends without it.
     if let Stopped::AtTheEnd = stopped
         && !reading.join().expect("the reader does not panic")

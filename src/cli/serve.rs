@@ -59,7 +59,7 @@ pub(super) fn run(args: Args, variables: &Variables) -> anyhow::Result<()> {
             _ = service.serve(listener, stop.asked) => Ok(()),
             () = stop.at_once.cancelled() => {
                 tracing::error!("another signal: ending at once");
-                let abandoned = outbox.close().await;
+                let abandoned = outbox.close();
                 tracing::info!(abandoned, "stopped");
                 Err(Failed.into())
             }

@@ -67,7 +67,6 @@ const END_OF_BODY_FOR: Duration = Duration::from_secs(1);
 pub(super) struct Connections {
     head_timeout: Duration,
     tracker: TaskTracker,
-    ending: CancellationToken,
     seats: Arc<Seats>,
 }
 
@@ -83,13 +82,15 @@ pub(super) struct Seats {
     more: Notify,
     /// Notified when one that was to be closed turns out to be busy.
     escaped: Notify,
+    /// Cancelled to let each connection finish its current request and end.
+    ending: CancellationToken,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Place {
     /// When the connection became idle, by [`Seats::clock`]; zero while it is not idle.
     idle_since: AtomicU64,
-    /// Cancelled to end the connection.
+    /// Cancelled to end the connection, for another or because all end.
     close: CancellationToken,
 }
 
@@ -113,7 +114,7 @@ pub(super) struct Busy(Arc<Seat>);
 impl Connections {
     /// Creates an empty set of connections.
     pub(super) fn new(head_timeout: Duration) -> Self {
-        Self { head_timeout, tracker: TaskTracker::new(), ending: CancellationToken::new(), seats: Arc::default() }
+        Self { head_timeout, tracker: TaskTracker::new(), seats: Arc::default() }
     }
 
     /// Accepts connections and serves each in a task of its own, forever.
@@ -133,11 +134,11 @@ impl Connections {
                 }
             };
             let permit = self.make_room(&permits).await;
-            let (router, ending, metrics) = (router.clone(), self.ending.clone(), metrics.clone());
+            let (router, metrics) = (router.clone(), metrics.clone());
             let (head_timeout, seat) = (self.head_timeout, Seat::new(peer, &self.seats));
             self.tracker.spawn(async move {
                 metrics.connections().inc();
-                connection(stream, router, head_timeout, &seat, ending).await;
+                connection(stream, router, head_timeout, &seat).await;
                 metrics.connections().dec();
                 drop(permit);
             });
@@ -159,7 +160,7 @@ impl Connections {
 
     /// Lets each connection finish its current request, and waits until there are none.
     pub(super) async fn end(&self) {
-        self.ending.cancel();
+        self.seats.ending.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
@@ -192,7 +193,7 @@ impl Place {
 
 impl Seat {
     pub(super) fn new(peer: SocketAddr, seats: &Arc<Seats>) -> Arc<Self> {
-        let place = Arc::<Place>::default();
+        let place = Arc::new(Place { idle_since: AtomicU64::default(), close: seats.ending.child_token() });
         let number = seats.now();
         seats.places().insert(number, Arc::clone(&place));
         let seat = Self { peer, seats: Arc::clone(seats), number, place, is_owed_reply: AtomicBool::new(false) };
@@ -235,13 +236,7 @@ impl Drop for Seat {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    router: Router,
-    head_timeout: Duration,
-    seat: &Arc<Seat>,
-    ending: CancellationToken,
-) {
+async fn connection(stream: TcpStream, router: Router, head_timeout: Duration, seat: &Arc<Seat>) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "a connection ended at once");
         return;
@@ -264,18 +259,14 @@ async fn connection(
         biased;
         result = connection.as_mut() => result,
         () = seat.place.close.cancelled() => match seat.place.idle_since() {
-            Some(_) => Ok(()),
-            // A request has come in since.
-            None => {
+            Some(_) if !seat.seats.ending.is_cancelled() => Ok(()),
+            // A request has come in since, or all end.
+            _ => {
                 seat.seats.escaped.notify_one();
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         },
-        () = ending.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
     };
     if let Err(error) = result {
         tracing::debug!(%error, "a connection broke");
@@ -357,7 +348,7 @@ mod tests {
         let seat = Seat::new(peer, &seats);
         stream.readable().await.unwrap();
         assert!(seats.close_longest());
-        connection(stream, router, Duration::from_secs(60), &seat, CancellationToken::new()).await;
+        connection(stream, router, Duration::from_secs(60), &seat).await;
         drop(seat);
         let mut reply = String::new();
         drop(sender.read_to_string(&mut reply).await);

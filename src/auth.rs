@@ -216,7 +216,7 @@ impl Auth {
             }
             is_right.into()
         };
-        if self.prove(header_tokens(headers).next().is_some(), is_proven) {
+        if self.prove(|| header_tokens(headers).next().is_some(), is_proven) {
             return Ok(Proof::Proven);
         }
 
@@ -243,7 +243,7 @@ impl Auth {
     /// True if the `api_key` of a body's envelope is one of the tokens.
     pub fn api_key_is_valid(&self, api_key: Raw<'_>) -> bool {
         let Some(text) = api_key.as_text() else { return false };
-        self.prove(true, |settings| settings.is_token(&text.unescaped()).into())
+        self.prove(|| true, |settings| settings.is_token(&text.unescaped()).into())
     }
 
     /// True if the headers hold a signature of `body`, the bytes as received, by one of the signing secrets.
@@ -251,27 +251,30 @@ impl Auth {
     /// The age of the signature is checked by [`Self::judge_head`], since a body may take its time to arrive.
     pub fn signature_is_valid(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         let Ok(signed) = Signed::of(headers) else { return false };
-        self.prove(true, |settings| {
-            let mut is_right = Choice::from(0);
-            for SigningSecret { key, .. } in &settings.signing_secrets {
-                let mut content = hmac::Context::with_key(key);
-                for part in [signed.id, b".", signed.timestamp, b".", body] {
-                    content.update(part);
+        self.prove(
+            || true,
+            |settings| {
+                let mut is_right = Choice::from(0);
+                for SigningSecret { key, .. } in &settings.signing_secrets {
+                    let mut content = hmac::Context::with_key(key);
+                    for part in [signed.id, b".", signed.timestamp, b".", body] {
+                        content.update(part);
+                    }
+                    let right = content.sign();
+                    for signature in &signed.signatures {
+                        is_right |= signature.ct_eq(right.as_ref());
+                    }
                 }
-                let right = content.sign();
-                for signature in &signed.signatures {
-                    is_right |= signature.ct_eq(right.as_ref());
-                }
-            }
-            is_right.into()
-        })
+                is_right.into()
+            },
+        )
     }
 
     /// True if the credentials prove the sender, after the files are read again for one that presents an unknown
     /// credential.
-    fn prove(&self, presents_any: bool, is_proven: impl Fn(&AuthSettings) -> bool) -> bool {
+    fn prove(&self, presents_any: impl Fn() -> bool, is_proven: impl Fn(&AuthSettings) -> bool) -> bool {
         let is_proven = |settings: Arc<AuthSettings>| is_proven(&settings);
-        is_proven(self.settings()) || presents_any && self.read_again(Instant::now()) && is_proven(self.settings())
+        is_proven(self.settings()) || presents_any() && self.read_again(Instant::now()) && is_proven(self.settings())
     }
 
     fn settings(&self) -> Arc<AuthSettings> {
@@ -324,13 +327,13 @@ impl fmt::Debug for Auth {
 
 /// Yields whatever may be a token: of `Authorization` the part after `Bearer` and the whole, and `X-Connector-Token`.
 fn header_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    let bearer = values(AUTHORIZATION).filter_map(|value| {
+    fn bearer(value: &[u8]) -> Option<&[u8]> {
         let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
-    });
-    let whole = values(AUTHORIZATION).chain(values(CONNECTOR_TOKEN));
-    whole.chain(bearer).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+    }
+    let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+    let authorization = values(AUTHORIZATION).flat_map(|value| bearer(value).into_iter().chain([value]));
+    authorization.chain(values(CONNECTOR_TOKEN)).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// The headers of a Standard Webhooks signature (specification, "Webhook headers").

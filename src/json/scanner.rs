@@ -360,20 +360,20 @@ struct Key {
 /// Returns how many bytes of a string pass before one that needs a look: a quote, a backslash or a control character.
 ///
 /// It takes eight bytes at a time, because property values are most of a body: a byte's high bit is set where
-/// subtracting borrows, and the lowest bit that is set is always right.
+/// subtracting borrows, and the lowest bit that is set is always right. With one bit changed, the quote is the one byte
+/// beside the control characters that is less than 0x21.
 #[inline]
 fn plain_prefix(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHS: u64 = ONES << 7;
-    let zero_bytes = |word: u64| word.wrapping_sub(ONES) & !word;
+    let bytes_below = |bound: u64, word: u64| word.wrapping_sub(ONES * bound) & !word;
 
     let mut at = 0;
     while let Some(word) = bytes[at..].first_chunk() {
         let word = u64::from_le_bytes(*word);
-        let quote = zero_bytes(word ^ (ONES * u64::from(b'"')));
-        let backslash = zero_bytes(word ^ (ONES * u64::from(b'\\')));
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let special = (quote | backslash | control) & HIGHS;
+        let quote_or_control = bytes_below(0x21, word ^ (ONES * 2));
+        let backslash = bytes_below(1, word ^ (ONES * u64::from(b'\\')));
+        let special = (quote_or_control | backslash) & HIGHS;
         if special != 0 {
             return at + special.trailing_zeros() as usize / 8;
         }

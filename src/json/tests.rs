@@ -113,3 +113,13 @@ fn names_are_compared_by_what_they_mean() {
     assert_ne!(meant(r#""\ud83d""#), meant(r#""\ufffd""#));
     assert_eq!(text(r#""a\ud83d!\u00e9\ud83e\udd94""#).to_scalar_string(), "a\u{fffd}!é🦔");
 }
+
+#[test]
+fn a_string_may_hold_any_byte_that_serde_json_takes_at_any_place() {
+    for at in 0..20 {
+        for byte in 0..0x80 {
+            let text = format!("\"{}{}{}\"", "x".repeat(at), char::from(byte), "é".repeat(5));
+            assert_eq!(accepted(&text), serde_accepts(&text), "{text:?}");
+        }
+    }
+}

@@ -513,9 +513,11 @@ fn claimed_addresses(headers: &HeaderMap) -> Option<&str> {
 /// `text/plain`.
 fn is_json(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_TYPE).into_iter().all(|value| {
-        let types = value.to_str().unwrap_or("unreadable").split(',');
-        types
-            .map(|media_type| media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
-            .all(|essence| matches!(&*essence, "" | "application/json" | "text/plain") || essence.ends_with("+json"))
+        let mut types = value.to_str().unwrap_or("unreadable").split(',');
+        types.all(|media_type| {
+            let essence = media_type.split(';').next().unwrap_or_default().trim();
+            ["", "application/json", "text/plain"].iter().any(|known| essence.eq_ignore_ascii_case(known))
+                || essence.to_ascii_lowercase().ends_with("+json")
+        })
     })
 }

@@ -234,7 +234,7 @@ impl Requests {
                     return Err(Reply::too_large(max_body));
                 }
                 if len > whole.capacity() {
-                    let capacity = (2 * whole.len()).min(limit).max(len);
+                    let capacity = (4 * whole.len()).min(limit).max(len);
                     charge.grow(capacity - whole.capacity())?;
                     whole.reserve_exact(capacity - whole.len());
                 }

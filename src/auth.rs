@@ -251,23 +251,21 @@ impl Auth {
     /// The age of the signature is checked by [`Self::judge_head`], since a body may take its time to arrive.
     pub fn signature_is_valid(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         let Ok(signed) = Signed::of(headers) else { return false };
-        self.prove(
-            || true,
-            |settings| {
-                let mut is_right = Choice::from(0);
-                for SigningSecret { key, .. } in &settings.signing_secrets {
-                    let mut content = hmac::Context::with_key(key);
-                    for part in [signed.id, b".", signed.timestamp, b".", body] {
-                        content.update(part);
-                    }
-                    let right = content.sign();
-                    for signature in &signed.signatures {
-                        is_right |= signature.ct_eq(right.as_ref());
-                    }
+        let is_proven = |settings: &AuthSettings| {
+            let mut is_right = Choice::from(0);
+            for SigningSecret { key, .. } in &settings.signing_secrets {
+                let mut content = hmac::Context::with_key(key);
+                for part in [signed.id, b".", signed.timestamp, b".", body] {
+                    content.update(part);
                 }
-                is_right.into()
-            },
-        )
+                let right = content.sign();
+                for signature in &signed.signatures {
+                    is_right |= signature.ct_eq(right.as_ref());
+                }
+            }
+            is_right.into()
+        };
+        self.prove(|| true, is_proven)
     }
 
     /// True if the credentials prove the sender, after the files are read again for one that presents an unknown

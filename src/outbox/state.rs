@@ -9,9 +9,9 @@
 //!    the breaker nor for the limit, and a `Retry-After` delays the suspect alone. The same holds for any event whose 503 has a
 //!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` delays all events. A 429
 //!    cuts the rate if the 429 before was for another event.
-//! 4. No event is attempted in a pause: [`Breaker`]. The probe is a live event if there is one, else in turn the newest event
-//!    and the one that has waited longest, and a suspect only if nothing else is held. No event is tried twice between two
-//!    pauses.
+//! 4. No event is attempted in a pause: [`Breaker`]. The probe is a live event if there is one; else, in turn, the newest and
+//!    the oldest of those that were never attempted; else the one that has waited longest since its last attempt; and a suspect
+//!    only if nothing else is held. No event is tried twice between two pauses.
 //! 5. An event whose time is over is refused if at least three of its failures were each followed by another event's acceptance
 //!    before its own next attempt; else it is abandoned. Failures with a 429 do not count.
 //! 6. A refusal is believed only from a destination that accepts other events: [`Health::believe`].
@@ -299,13 +299,14 @@ impl State {
         if self.suspects == self.entries.len() {
             return self.lanes.next(now);
         }
-        let may_probe = |number: Number, entry: &Entry| {
-            entry.place.is_some() && !entry.is_suspect && !self.breaker.has_tried(number)
-        };
-        match self.was_newest {
-            true => self.lanes.backlog().find(|number| may_probe(*number, &self.entries[number])),
-            false => self.entries.iter().rfind(|(number, entry)| may_probe(**number, entry)).map(|(number, _)| *number),
-        }
+        let mut unattempted = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.place.is_some() && entry.failures == 0)
+            .map(|(number, _)| *number);
+        let probe = if self.was_newest { unattempted.next() } else { unattempted.next_back() };
+        let may_probe = |number: &Number| !self.entries[number].is_suspect && !self.breaker.has_tried(*number);
+        probe.or_else(|| self.lanes.backlog().find(may_probe))
     }
 
     /// Applies the result of an attempt.

@@ -383,10 +383,14 @@ impl World {
         let has_tried = |held: &Held| self.pause.as_ref().is_some_and(|pause| pause.failed.contains(&held.arrival));
         let mut blameless: Vec<_> = waiting.iter().filter(|(_, held)| !held.is_suspect() && !has_tried(held)).collect();
         blameless.sort_by_key(|(_, held)| held.arrival);
-        let newest = blameless.last().map(|(id, _)| *id);
+        let unattempted: Vec<_> = blameless.iter().filter(|(_, held)| held.failures == 0).map(|(id, _)| *id).collect();
         blameless.sort_by_key(|(id, held)| (self.due(*id), held.arrival));
         let longest_waiting = blameless.first().map(|(id, _)| *id);
-        let ends = [longest_waiting, newest];
+        let ends = match unattempted[..] {
+            [] => [longest_waiting, longest_waiting],
+            [only] => [Some(only), Some(only)],
+            [oldest, .., newest] => [Some(oldest), Some(newest)],
+        };
         let all_are_suspects = self.held().all(|(_, held)| held.is_suspect());
         let is_probe = self.pause.is_some();
         let may_probe = self.pause.as_ref().is_some_and(|pause| pause.probe.is_none() && pause.until <= self.now);
@@ -421,8 +425,10 @@ impl World {
             } else if all_are_suspects {
                 assert!(early.contains(&id), "{id} is too early");
             } else {
-                let end =
-                    ends.iter().position(|end| *end == Some(id)).expect("the newest or the longest waiting probes");
+                let end = ends
+                    .iter()
+                    .position(|end| *end == Some(id))
+                    .expect("an event that was never attempted, or waits longest, probes");
                 if ends[0] != ends[1] {
                     assert_ne!(self.last_end, Some(end == 1), "in turn");
                 }

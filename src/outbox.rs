@@ -480,6 +480,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use tokio::{io::AsyncWriteExt, net::TcpListener, task::yield_now};
 
     use super::*;
     use crate::{
@@ -487,21 +488,46 @@ mod tests {
         variance::Call,
     };
 
-    #[tokio::test]
-    async fn a_request_that_ends_leaves_nothing_at_the_events_that_it_waited_for() {
+    /// Starts an outbox for the destination at `url`.
+    fn outbox(url: &str) -> Outbox {
         // Another test may have been faster.
         drop(rustls::crypto::ring::default_provider().install_default());
-        // Nothing is posted: no attempt has its turn.
-        let url = "http://127.0.0.1:1/".parse().unwrap();
-        let nowhere = DestinationSettings {
+        let url = url.parse().unwrap();
+        let settings = DestinationSettings {
             authorization: Authorization { value: HeaderValue::from_static("credential"), file: None },
-            attempt_timeout: Duration::from_secs(1),
+            attempt_timeout: Duration::from_secs(60),
             network: Network::direct(&url).unwrap(),
             webhook_url: url,
             connections_kept_for: Duration::from_secs(60),
         };
-        let outbox = Outbox::start(OutboxSettings::default(), Destination::new(nowhere), Metrics::new());
-        let message = Message::write(3, Call::Capture, "a", &mut Vec::new(), |out| out.push(b"{}")).unwrap();
+        Outbox::start(OutboxSettings::default(), Destination::new(settings), Metrics::new())
+    }
+
+    fn message() -> Message {
+        Message::write(3, Call::Capture, "a", &mut Vec::new(), |out| out.push(b"{}")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_an_attempt_comes_to_after_the_close_is_ignored() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let outbox = outbox(&format!("http://{}/", listener.local_addr().unwrap()));
+        let identity = outbox.identity(&["a", "e", "d"], b"");
+        let HandOver::New(pending) = outbox.hand_over(outbox.request(), identity, &message()) else { panic!() };
+        let (mut connection, _) = listener.accept().await.unwrap();
+        assert_eq!(outbox.close(), 1);
+        assert_eq!(pending.get(), Some(Outcome::Abandoned(None)));
+        connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        while Arc::strong_count(&outbox.0) > 1 {
+            yield_now().await;
+        }
+        assert_eq!(outbox.snapshot().held_events, 0);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_ends_leaves_nothing_at_the_events_that_it_waited_for() {
+        // Nothing is posted: no attempt has its turn.
+        let outbox = outbox("http://127.0.0.1:1/");
+        let message = message();
         let held_and_waiters = || {
             let state = &outbox.0.driven().state;
             (state.held().0, state.waiters())

@@ -330,8 +330,9 @@ mod tests {
 
     use super::*;
 
-    /// Serves one connection that is to be closed for another when its request has just come in. Returns the reply.
-    async fn reply_to_last_minute_request(is_known: bool) -> String {
+    /// Serves one connection that is to be closed when its request has just come in, for another or because all end.
+    /// Returns the reply.
+    async fn reply_to_last_minute_request(is_known: bool, all_end: bool) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         sender.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -344,10 +345,13 @@ mod tests {
                 "done"
             }),
         );
-        let seats = Arc::default();
+        let seats = Arc::<Seats>::default();
         let seat = Seat::new(peer, &seats);
         stream.readable().await.unwrap();
-        assert!(seats.close_longest());
+        match all_end {
+            true => seats.ending.cancel(),
+            false => assert!(seats.close_longest()),
+        }
         connection(stream, router, Duration::from_secs(60), &seat).await;
         drop(seat);
         let mut reply = String::new();
@@ -357,7 +361,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_of_a_known_sender_that_has_just_come_in_is_answered_before_its_connection_is_closed() {
-        assert!(reply_to_last_minute_request(true).await.ends_with("done"));
-        assert_eq!(reply_to_last_minute_request(false).await, "");
+        assert!(reply_to_last_minute_request(true, false).await.ends_with("done"));
+        assert_eq!(reply_to_last_minute_request(false, false).await, "");
+    }
+
+    #[tokio::test]
+    async fn when_all_connections_end_each_request_that_has_come_in_is_answered() {
+        assert!(reply_to_last_minute_request(true, true).await.ends_with("done"));
+        assert!(reply_to_last_minute_request(false, true).await.ends_with("done"));
     }
 }

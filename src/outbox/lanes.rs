@@ -2,7 +2,8 @@
 //!
 //! *Live* events are those that a sender waits for and that have not failed; the *backlog* has all others. Live events go first,
 //! so that a webhook does not wait behind held events, but of four attempts in a row the backlog gets one, so that it drains
-//! too. In the live lane the requests take turns, so that a request of 10,000 events does not delay a request of one.
+//! too. In the live lane the requests take turns, so that a request of 10,000 events does not delay a request of one. In the
+//! backlog, suspects go last.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +23,15 @@ pub struct RequestId(pub(super) u64);
 pub(super) enum Place {
     Live(RequestId, Turn),
     /// The event may be attempted from this time on.
-    Backlog(Instant),
+    Backlog(Standing, Instant),
+}
+
+/// What is known of an event in the backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Unattempted,
+    Failed,
+    Suspect,
 }
 
 /// The number of a round among the requests, in which each has one event.
@@ -36,7 +45,8 @@ pub(super) struct Lanes {
     requests: BTreeMap<RequestId, (usize, Turn)>,
     turn: Turn,
     live_in_a_row: u32,
-    backlog: BTreeSet<(Instant, Number)>,
+    /// A queue for each [`Standing`].
+    backlog: [BTreeSet<(Instant, Number)>; 3],
 }
 
 impl Lanes {
@@ -50,9 +60,9 @@ impl Lanes {
     }
 
     /// Adds an event to the backlog, to be attempted from `due` on.
-    pub(super) fn add_backlog(&mut self, due: Instant, number: Number) -> Place {
-        self.backlog.insert((due, number));
-        Place::Backlog(due)
+    pub(super) fn add_backlog(&mut self, standing: Standing, due: Instant, number: Number) -> Place {
+        self.backlog[standing as usize].insert((due, number));
+        Place::Backlog(standing, due)
     }
 
     pub(super) fn remove(&mut self, number: Number, place: Place) {
@@ -65,14 +75,16 @@ impl Lanes {
                     self.requests.remove(&request);
                 }
             }
-            Place::Backlog(due) => drop(self.backlog.remove(&(due, number))),
+            Place::Backlog(standing, due) => drop(self.backlog[standing as usize].remove(&(due, number))),
         }
     }
 
     /// Returns the next event, which stays until it is removed.
     pub(super) fn next(&self, now: Instant) -> Option<Number> {
+        let due = |standing| self.first(standing).filter(|(due, _)| *due <= now);
+        let failed = due(Standing::Unattempted).into_iter().chain(due(Standing::Failed)).min();
+        let backlog = failed.or_else(|| due(Standing::Suspect)).map(|(_, number)| number);
         let live = self.first_live();
-        let backlog = self.backlog.first().filter(|(due, _)| *due <= now).map(|(_, number)| *number);
         if self.live_in_a_row < LIVE_IN_A_ROW { live.or(backlog) } else { backlog.or(live) }
     }
 
@@ -80,9 +92,13 @@ impl Lanes {
         self.live.first().map(|(_, number)| *number)
     }
 
-    /// Returns the backlog, from the event that has waited longest since its last attempt.
-    pub(super) fn backlog(&self) -> impl Iterator<Item = Number> {
-        self.backlog.iter().map(|(_, number)| *number)
+    fn first(&self, standing: Standing) -> Option<(Instant, Number)> {
+        self.backlog[standing as usize].first().copied()
+    }
+
+    /// Returns the events of this standing in the backlog, from the one that has waited longest.
+    pub(super) fn backlog(&self, standing: Standing) -> impl DoubleEndedIterator<Item = Number> {
+        self.backlog[standing as usize].iter().map(|(_, number)| *number)
     }
 
     /// Notes that the event at this place had its turn.
@@ -92,18 +108,18 @@ impl Lanes {
                 self.turn = self.turn.max(turn);
                 self.live_in_a_row = self.live_in_a_row.saturating_add(1);
             }
-            Place::Backlog(_) => self.live_in_a_row = 0,
+            Place::Backlog(..) => self.live_in_a_row = 0,
         }
     }
 
     /// Returns the number of events in both lanes.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.live.len() + self.backlog.len()
+        self.live.len() + self.backlog.iter().map(BTreeSet::len).sum::<usize>()
     }
 
     /// Returns the time at which the first event of the backlog may be attempted. Live events may be at once.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.backlog.first().map(|(due, _)| *due)
+        self.backlog.iter().filter_map(|queue| queue.first()).map(|(due, _)| *due).min()
     }
 }

@@ -27,7 +27,7 @@ use super::{
     HandOver, OutboxSettings, Outcome, Pending, Refusal, RequestId,
     health::{Health, News},
     identities::{Identities, Identity, Known, Number},
-    lanes::{Lanes, Place},
+    lanes::{Lanes, Place, Standing},
 };
 use crate::{
     backoff::Backoff,
@@ -140,8 +140,16 @@ impl Entry {
     fn leaves_live(&mut self, lanes: &mut Lanes, number: Number) -> bool {
         let Some(place @ Place::Live(..)) = self.place.filter(|_| !self.is_awaited()) else { return false };
         lanes.remove(number, place);
-        self.place = Some(lanes.add_backlog(self.arrived, number));
+        self.place = Some(lanes.add_backlog(Standing::Unattempted, self.arrived, number));
         true
+    }
+
+    fn standing(&self) -> Standing {
+        match (self.failures, self.is_suspect) {
+            (0, _) => Standing::Unattempted,
+            (_, false) => Standing::Failed,
+            (_, true) => Standing::Suspect,
+        }
     }
 
     /// Notes that an attempt begins, after `accepted` acceptances in all.
@@ -240,7 +248,7 @@ impl State {
     fn join(&mut self, request: RequestId, number: Number) -> Pending {
         let entry = self.entries.get_mut(&number).expect("what is under way is held");
         if entry.failures == 0
-            && let Some(place @ Place::Backlog(_)) = entry.place
+            && let Some(place @ Place::Backlog(..)) = entry.place
         {
             self.lanes.remove(number, place);
             entry.place = Some(self.lanes.add_live(request, number));
@@ -275,7 +283,7 @@ impl State {
             }
             number = self.lanes.next(now)?;
         };
-        if permit == Permit::Probe && matches!(place, Place::Backlog(_)) && !entry.is_suspect {
+        if permit == Permit::Probe && matches!(place, Place::Backlog(..)) && !entry.is_suspect {
             self.was_newest = !self.was_newest;
         }
         self.lanes.remove(number, place);
@@ -299,14 +307,9 @@ impl State {
         if self.suspects == self.entries.len() {
             return self.lanes.next(now);
         }
-        let mut unattempted = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.place.is_some() && entry.failures == 0)
-            .map(|(number, _)| *number);
+        let mut unattempted = self.lanes.backlog(Standing::Unattempted);
         let probe = if self.was_newest { unattempted.next() } else { unattempted.next_back() };
-        let may_probe = |number: &Number| !self.entries[number].is_suspect && !self.breaker.has_tried(*number);
-        probe.or_else(|| self.lanes.backlog().find(may_probe))
+        probe.or_else(|| self.lanes.backlog(Standing::Failed).find(|number| !self.breaker.has_tried(*number)))
     }
 
     /// Applies the result of an attempt.
@@ -370,7 +373,7 @@ impl State {
                 asked.filter(|_| !binds_all).map_or(due, |asked| asked.max(due))
             }
         };
-        entry.place = Some(self.lanes.add_backlog(due, job.number));
+        entry.place = Some(self.lanes.add_backlog(entry.standing(), due, job.number));
         let ended = self.gives_up(job.number, now).map(|outcome| self.end(job.number, outcome, now));
         Finished { ended, fault: Some(fault), has_opened }
     }
@@ -425,7 +428,8 @@ impl State {
         // While the breaker is open, a backoff that ends changes nothing.
         let attempt = match self.permit(now) {
             Permit::All => self.lanes.due(),
-            Permit::Probe => self.lanes.due().filter(|_| self.suspects == self.entries.len()),
+            Permit::Probe if self.suspects == self.entries.len() => self.lanes.due(),
+            Permit::Probe => None,
             Permit::Nothing => self.breaker.open_until().filter(|_| !self.entries.is_empty()),
         };
         let attempt = attempt.and_then(|due| Some(due.max(self.limit.next()?)));
@@ -444,9 +448,9 @@ impl State {
         self.breaker.reset();
         self.limit.forget_rate(now);
         for (number, entry) in &mut self.entries {
-            if let Some(place @ Place::Backlog(_)) = entry.place {
+            if let Some(place @ Place::Backlog(standing, _)) = entry.place {
                 self.lanes.remove(*number, place);
-                entry.place = Some(self.lanes.add_backlog(now, *number));
+                entry.place = Some(self.lanes.add_backlog(standing, now, *number));
             }
         }
     }

@@ -348,7 +348,7 @@ impl World {
     fn due(&self, id: u8) -> Instant {
         let entry = self.entry(id);
         match entry.place {
-            Some(Place::Backlog(due)) => due,
+            Some(Place::Backlog(_, due)) => due,
             _ => entry.arrived,
         }
     }
@@ -379,9 +379,11 @@ impl World {
             waiting.iter().filter(may_be).map(|(id, _)| *id).collect(),
         );
         // One for which nobody waits any more keeps its place among the live ones until its turn comes.
-        let backlog_due = late.iter().any(|id| matches!(self.entry(*id).place, Some(Place::Backlog(_))));
+        let in_backlog = |id: &u8| late.contains(id) && matches!(self.entry(*id).place, Some(Place::Backlog(..)));
+        let backlog_due = late.iter().any(in_backlog);
         let has_tried = |held: &Held| self.pause.as_ref().is_some_and(|pause| pause.failed.contains(&held.arrival));
         let mut blameless: Vec<_> = waiting.iter().filter(|(_, held)| !held.is_suspect() && !has_tried(held)).collect();
+        let blameless_due = blameless.iter().map(|(id, _)| *id).find(in_backlog);
         blameless.sort_by_key(|(_, held)| held.arrival);
         let unattempted: Vec<_> = blameless.iter().filter(|(_, held)| held.failures == 0).map(|(id, _)| *id).collect();
         blameless.sort_by_key(|(id, held)| (self.due(*id), held.arrival));
@@ -442,6 +444,8 @@ impl World {
         } else {
             assert!(early.contains(&id), "{id} is too early");
             assert!(live.is_empty() || self.live_in_a_row >= 3, "{id} goes before {live:?}");
+            let is_suspect = self.events[&id].held.as_ref().unwrap().is_suspect();
+            assert!(!is_suspect || blameless_due.is_none(), "{id} goes before {blameless_due:?}");
         }
         if is_live {
             let request = live[&id];

@@ -18,12 +18,12 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{CONTENT_TYPE, DATE, HeaderName, LOCATION, RETRY_AFTER},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderName, LOCATION, RETRY_AFTER},
 };
 use reqwest::{Request, Response};
 use rustls::{AlertDescription, CertificateError};
 use tokio::time::timeout;
-use url::Url;
+use url::{Position, Url};
 
 pub use self::{credential::Authorization, network::Network};
 use self::{
@@ -234,8 +234,8 @@ impl Destination {
             settings;
         Self {
             slots: Slots::new(network, attempt_timeout, connections_kept_for),
+            credential: Credential::new(authorization, host(&webhook_url)),
             url: webhook_url,
-            credential: Credential::new(authorization),
             attempt_timeout,
             has_warned_of_web_page: AtomicBool::new(false),
         }
@@ -298,6 +298,7 @@ impl Destination {
     fn request(&self, headers: HeaderMap, body: Bytes) -> Request {
         let mut request = Request::new(Method::POST, self.url.clone());
         *request.headers_mut() = headers;
+        request.headers_mut().insert(CONTENT_LENGTH, body.len().into());
         *request.body_mut() = Some(body.into());
         request
     }
@@ -316,6 +317,11 @@ impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Destination").field("host", &self.url.host_str()).finish_non_exhaustive()
     }
+}
+
+/// Returns the `Host` of a request to this URL, which has the port unless that is the default.
+fn host(url: &Url) -> HeaderValue {
+    HeaderValue::from_str(&url[Position::BeforeHost..Position::AfterPort]).expect("a URL's host is plain ASCII")
 }
 
 /// Returns the pause that a reply asks for, counted from its own `Date` if it has one.
@@ -438,6 +444,20 @@ mod tests {
         for code in (100..200).chain(600..1000) {
             let status = StatusCode::from_u16(code).unwrap();
             assert_eq!(AttemptResult::of_status(status), AttemptResult::failed(Fault::Status(status)), "{code}");
+        }
+    }
+
+    #[test]
+    fn the_host_has_its_port_unless_that_is_the_default() {
+        for (url, expected) in [
+            ("https://variance.example/hook?a=b#c", "variance.example"),
+            ("https://variance.example:443/", "variance.example"),
+            ("http://user:password@variance.example:80", "variance.example"),
+            ("http://variance.example:443/", "variance.example:443"),
+            ("http://[2001:db8::1]:8080/", "[2001:db8::1]:8080"),
+            ("https://bücher.example/", "xn--bcher-kva.example"),
+        ] {
+            assert_eq!(host(&url.parse().unwrap()), expected, "{url}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Mutex};
 
 use http::{
     HeaderMap, HeaderValue,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT},
 };
 use tokio::time::Instant;
 
@@ -61,14 +61,18 @@ struct Current {
 pub(super) struct Reading(u64);
 
 impl Credential {
-    pub(super) fn new(Authorization { value, file }: Authorization) -> Self {
-        // All that a request has, with room for those that the client adds: each attempt gets a copy, which need not grow.
-        let mut headers = HeaderMap::with_capacity(8);
+    /// Creates the headers of attempts at this `host`.
+    pub(super) fn new(Authorization { value, file }: Authorization, host: HeaderValue) -> Self {
+        // All that a request has, so that the client adds nothing: each attempt gets a copy, which could not take one more
+        // without growing. The length is set with the body. The capacity is that of the index, which needs more room.
+        let mut headers = HeaderMap::with_capacity(12);
         headers.extend([
+            (HOST, host),
             (AUTHORIZATION, value),
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (ACCEPT, HeaderValue::from_static("*/*")),
             (USER_AGENT, HeaderValue::from_static(super::USER_AGENT)),
+            (CONTENT_LENGTH, HeaderValue::from(0)),
         ]);
         let current = Current { headers, reading: Reading(0), is_in_doubt: false };
         Self { file, current: Mutex::new(current), unreadable: Repeated::default() }
@@ -119,7 +123,7 @@ mod tests {
         let file = folder.path().join("authorization");
         let write = |text: &str| std::fs::write(&file, text).unwrap();
         write("first");
-        let credential = Credential::new(Authorization::read(file.clone()).unwrap());
+        let credential = Credential::new(Authorization::read(file.clone()).unwrap(), HeaderValue::from_static("host"));
         let value = || credential.headers().0[AUTHORIZATION].to_str().unwrap().to_owned();
         let together: Vec<_> = (0..64).map(|_| credential.headers().1).collect();
         write("second");
@@ -138,7 +142,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("authorization");
         std::fs::write(&file, "first \n").unwrap();
-        let credential = Credential::new(Authorization::read(file.clone()).unwrap());
+        let credential = Credential::new(Authorization::read(file.clone()).unwrap(), HeaderValue::from_static("host"));
         for content in [&b""[..], b" \n", b"a\nb", b"\xff"] {
             std::fs::write(&file, content).unwrap();
             credential.doubt(credential.headers().1);

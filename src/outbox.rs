@@ -122,8 +122,9 @@ pub enum Outcome {
     /// Variance refused the event.
     #[error(transparent)]
     Refused(Refusal),
-    /// The event was given up before Variance accepted it. The fault is that of the last attempt, if there was one.
-    #[error("Variance did not accept the event in time{}", last_answer(.0.as_ref()))]
+    /// The event was given up before Variance accepted it. The fault is the event's last, or Variance's if it was never
+    /// attempted.
+    #[error("Variance did not accept the event in time{}", last_reason(.0.as_ref()))]
     Abandoned(Option<Fault>),
 }
 
@@ -134,12 +135,12 @@ pub enum Refusal {
     #[error("Variance refused the event: {0}")]
     Status(StatusCode),
     /// The event kept failing with this fault while others were accepted.
-    #[error("the event kept failing while Variance accepted others{}", last_answer(Some(.0)))]
+    #[error("the event kept failing while Variance accepted others{}", last_reason(Some(.0)))]
     KeptFailing(Fault),
 }
 
-fn last_answer(fault: Option<&Fault>) -> String {
-    fault.map_or_else(String::new, |fault| format!("; the last attempt: {fault}"))
+fn last_reason(fault: Option<&Fault>) -> String {
+    fault.map_or_else(String::new, |fault| format!("; the last reason: {fault}"))
 }
 
 /// The result of handing an event over.

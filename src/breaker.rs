@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 
 /// The number of different events that have to fail in a row to open the breaker.
-const EVENTS_TO_OPEN: usize = 5;
+pub(crate) const EVENTS_TO_OPEN: usize = 5;
 
 /// The most events that are tried between two pauses.
 const PROBES: usize = 64;

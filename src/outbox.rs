@@ -90,6 +90,8 @@ impl Default for OutboxSettings {
 pub struct Pacing {
     /// The wait between the attempts of one event.
     pub backoff: Backoff,
+    /// The waits between the attempts of different suspects (rule 3 of the module `state`) while nothing is accepted.
+    pub suspects: SuspectPacing,
     /// The wait between the probes of a destination that is down.
     pub open_for: Backoff,
     /// The time for which an acceptance shows that Variance accepts events.
@@ -105,12 +107,22 @@ impl Default for Pacing {
     fn default() -> Self {
         Self {
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
+            suspects: SuspectPacing { gap: Duration::from_millis(250), round: Duration::from_secs(15) },
             open_for: Backoff::new(Duration::from_secs(1), Duration::from_secs(15)),
             recent: Duration::from_secs(2),
             refusals_known_for: Duration::from_secs(60),
             log: LogPacing { change: Duration::from_secs(10), lasting: Duration::from_secs(5 * 60) },
         }
     }
+}
+
+/// The pace at which suspects are attempted while Variance accepts nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct SuspectPacing {
+    /// The longest wait after an attempt of one suspect before that of another.
+    pub gap: Duration,
+    /// The time in which each suspect has an attempt, but at least a quarter of the time since the last acceptance.
+    pub round: Duration,
 }
 
 /// The way in which an event that was handed over ended.

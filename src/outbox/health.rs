@@ -111,9 +111,9 @@ impl Health {
         AttemptResult::Failed { fault: Fault::RefusesAll(status), retry_after: None }
     }
 
-    /// True if Variance has accepted an event within the last `time`.
-    pub(super) fn has_accepted_within(&self, time: Duration, now: Instant) -> bool {
-        self.last_success.is_some_and(|last| now.duration_since(last) < time)
+    /// Returns the time since Variance last accepted an event: the longest there is if it never has.
+    pub(super) fn since_accepted(&self, now: Instant) -> Duration {
+        self.last_success.map_or(Duration::MAX, |last| now.duration_since(last))
     }
 
     pub(super) fn accepted(&mut self, now: Instant) {

@@ -79,11 +79,13 @@ impl Lanes {
         }
     }
 
-    /// Returns the next event, which stays until it is removed.
-    pub(super) fn next(&self, now: Instant) -> Option<Number> {
+    /// Returns the next event, which stays until it is removed. A suspect may be the
+    /// next from `suspects` on.
+    pub(super) fn next(&self, now: Instant, suspects: Instant) -> Option<Number> {
         let due = |standing| self.first(standing).filter(|(due, _)| *due <= now);
-        let failed = due(Standing::Unattempted).into_iter().chain(due(Standing::Failed)).min();
-        let backlog = failed.or_else(|| due(Standing::Suspect)).map(|(_, number)| number);
+        let others = due(Standing::Unattempted).into_iter().chain(due(Standing::Failed)).min();
+        let suspect = || due(Standing::Suspect).filter(|_| suspects <= now);
+        let backlog = others.or_else(suspect).map(|(_, number)| number);
         let live = self.first_live();
         if self.live_in_a_row < LIVE_IN_A_ROW { live.or(backlog) } else { backlog.or(live) }
     }
@@ -118,8 +120,11 @@ impl Lanes {
         self.live.len() + self.backlog.iter().map(BTreeSet::len).sum::<usize>()
     }
 
-    /// Returns the time at which the first event of the backlog may be attempted. Live events may be at once.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.backlog.iter().filter_map(|queue| queue.first()).map(|(due, _)| *due).min()
+    /// Returns the time at which the first event of the backlog may be attempted, if suspects may be from `suspects` on. Live
+    /// events may be at once.
+    pub(super) fn due(&self, suspects: Instant) -> Option<Instant> {
+        let first = |standing| self.first(standing).map(|(due, _)| due);
+        let suspect = first(Standing::Suspect).map(|due| due.max(suspects));
+        [first(Standing::Unattempted), first(Standing::Failed), suspect].into_iter().flatten().min()
     }
 }

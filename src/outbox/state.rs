@@ -8,7 +8,9 @@
 //! 3. An event that fails while others are accepted is a *suspect*: its faults say nothing about Variance. They count neither for
 //!    the breaker nor for the limit, and a `Retry-After` delays the suspect alone. The same holds for any event whose 503 has a
 //!    `Retry-After` while others were accepted lately. A 429 makes no suspect, and its `Retry-After` delays all events. A 429
-//!    cuts the rate if the 429 before was for another event.
+//!    cuts the rate if the 429 before was for another event. Suspects go last, and while nothing is accepted they are attempted
+//!    one after the other ([`State::suspects_from`]). Five suspects that fail while nothing was accepted for a minute change
+//!    Variance's state, but pause nothing.
 //! 4. No event is attempted in a pause: [`Breaker`]. The probe is a live event if there is one; else, in turn, the newest and
 //!    the oldest of those that were never attempted; else the one that has waited longest since its last attempt; and a suspect
 //!    only if nothing else is held. No event is tried twice between two pauses.
@@ -24,14 +26,14 @@ use http::StatusCode;
 use tokio::{sync::SetOnce, time::Instant};
 
 use super::{
-    HandOver, OutboxSettings, Outcome, Pending, Refusal, RequestId,
+    HandOver, OutboxSettings, Outcome, Pending, Refusal, RequestId, SuspectPacing,
     health::{Health, News},
     identities::{Identities, Identity, Known, Number},
     lanes::{Lanes, Place, Standing},
 };
 use crate::{
     backoff::Backoff,
-    breaker::{AttemptId, Breaker, Permit},
+    breaker::{AttemptId, Breaker, EVENTS_TO_OPEN, Permit},
     destination::{AttemptResult, Fault},
     limit::{Attempt, Limit, Signal},
     metrics,
@@ -44,6 +46,9 @@ const ENTRY_COST: usize = 640;
 
 /// The number of failures, each followed by another event's acceptance, after which an event is refused.
 const FAILURES_TO_REFUSE: u32 = 3;
+
+/// The time without an acceptance after which the faults of suspects, too, show that Variance fails. They pause nothing even then.
+const ALL_FAILS_AFTER: Duration = Duration::from_secs(60);
 
 /// The wait between the attempts of an event once the outbox is to stop.
 const STOPPING: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1));
@@ -64,6 +69,8 @@ pub(super) struct State {
     /// The event that had the last 429.
     last_limited: Option<Number>,
     suspects: usize,
+    /// The time of the last attempt of a suspect.
+    suspect_began: Instant,
     breaker: Breaker,
     /// True if the last probe that was not a live event was the newest event.
     was_newest: bool,
@@ -193,6 +200,7 @@ impl State {
             paced_until: None,
             last_limited: None,
             suspects: 0,
+            suspect_began: now,
             was_newest: false,
             is_draining: false,
             is_complete: false,
@@ -260,11 +268,12 @@ impl State {
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
         self.paced_until = None;
         let permit = self.permit(now);
+        let suspects = self.suspects_from(now);
         let mut number = match permit {
             Permit::Nothing => return None,
-            Permit::All => self.lanes.next(now)?,
+            Permit::All => self.lanes.next(now, suspects)?,
             Permit::Probe => {
-                let probe = self.choose_probe(now);
+                let probe = self.choose_probe(now, suspects);
                 if probe.is_none() {
                     self.breaker.tried_all(now, &mut self.rng);
                 }
@@ -281,10 +290,13 @@ impl State {
             if permit == Permit::Probe || !entry.leaves_live(&mut self.lanes, number) {
                 break (entry, place);
             }
-            number = self.lanes.next(now)?;
+            number = self.lanes.next(now, suspects)?;
         };
         if permit == Permit::Probe && matches!(place, Place::Backlog(..)) && !entry.is_suspect {
             self.was_newest = !self.was_newest;
+        }
+        if entry.is_suspect {
+            self.suspect_began = now;
         }
         self.lanes.remove(number, place);
         self.lanes.had_turn(place);
@@ -297,7 +309,21 @@ impl State {
         if self.is_draining { Permit::All } else { self.breaker.permit(now) }
     }
 
-    fn choose_probe(&mut self, now: Instant) -> Option<Number> {
+    /// Returns the time from which on the next suspect may be attempted: `now` if Variance has accepted an event lately. The longer
+    /// it accepts nothing, the rarer are these attempts, but each suspect has a few within `retry_for`, since it failed for the
+    /// first time before the last acceptance.
+    fn suspects_from(&self, now: Instant) -> Instant {
+        let quiet = self.health.since_accepted(now);
+        if self.is_draining || quiet <= self.settings.pacing.recent {
+            return now;
+        }
+        let SuspectPacing { gap, round } = self.settings.pacing.suspects;
+        let round = round.max(quiet / 4);
+        let suspects = u32::try_from(self.suspects).unwrap_or(u32::MAX).max(1);
+        now.max(self.suspect_began + gap.min(round / suspects))
+    }
+
+    fn choose_probe(&mut self, now: Instant, suspects: Instant) -> Option<Number> {
         while let Some(number) = self.lanes.first_live() {
             let entry = self.entries.get_mut(&number).expect("what has a place is held");
             if !entry.leaves_live(&mut self.lanes, number) {
@@ -305,7 +331,7 @@ impl State {
             }
         }
         if self.suspects == self.entries.len() {
-            return self.lanes.next(now);
+            return self.lanes.next(now, suspects);
         }
         let mut unattempted = self.lanes.backlog(Standing::Unattempted);
         let probe = if self.was_newest { unattempted.next() } else { unattempted.next_back() };
@@ -359,7 +385,8 @@ impl State {
                 self.breaker.failed(job.in_breaker, job.number, may_be_alone, now, &mut self.rng)
             }
         };
-        if !entry.is_suspect || (binds_all && asked.is_some()) {
+        let all_fails = self.suspects >= EVENTS_TO_OPEN && self.health.since_accepted(now) >= ALL_FAILS_AFTER;
+        if !entry.is_suspect || all_fails || (binds_all && asked.is_some()) {
             self.health.failed(fault, !self.breaker.is_closed(), now);
         }
         if matches!(fault, Fault::RefusesAll(_)) && !std::mem::replace(&mut entry.is_doubted, true) {
@@ -414,7 +441,7 @@ impl State {
             last => {
                 let are_last = self.is_complete && self.suspects == self.entries.len();
                 let has_failed_since = entry.failed_at == Some(self.health.accepted)
-                    && !self.health.has_accepted_within(self.settings.retry_for, now);
+                    && self.health.since_accepted(now) >= self.settings.retry_for;
                 let is_abandoned = self.settings.abandon || are_last && has_failed_since;
                 is_abandoned.then_some(Outcome::Abandoned(last.or(self.health.reason)))
             }
@@ -427,8 +454,8 @@ impl State {
         let expiry = next_over.map(|entry| entry.arrived + self.settings.retry_for);
         // While the breaker is open, a backoff that ends changes nothing.
         let attempt = match self.permit(now) {
-            Permit::All => self.lanes.due(),
-            Permit::Probe if self.suspects == self.entries.len() => self.lanes.due(),
+            Permit::All => self.lanes.due(self.suspects_from(now)),
+            Permit::Probe if self.suspects == self.entries.len() => self.lanes.due(self.suspects_from(now)),
             Permit::Probe => None,
             Permit::Nothing => self.breaker.open_until().filter(|_| !self.entries.is_empty()),
         };

@@ -20,7 +20,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use variance_connector::backoff::Backoff;
+use variance_connector::{backoff::Backoff, outbox::SuspectPacing};
 
 use crate::{
     harness::{PATIENCE, Reply, Service, client},
@@ -100,6 +100,8 @@ async fn run(seed: u64) -> Exercised {
         settings.server.batch_deadline = Duration::from_secs(1);
         settings.destination.attempt_timeout = Duration::from_secs(4);
         settings.outbox.pacing.backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(300));
+        settings.outbox.pacing.suspects =
+            SuspectPacing { gap: Duration::from_millis(10), round: Duration::from_millis(150) };
         settings.outbox.pacing.open_for = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
         settings.outbox.pacing.recent = Duration::from_millis(200);
     })

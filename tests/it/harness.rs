@@ -14,7 +14,7 @@ use variance_connector::{
     destination::{Authorization, CONNECTIONS_KEPT_FOR, DestinationSettings, Network},
     mapping,
     metrics::Metrics,
-    outbox::{self, LogPacing, Outbox, Pacing},
+    outbox::{self, LogPacing, Outbox, Pacing, SuspectPacing},
     server,
     service::{self, ServiceSettings},
 };
@@ -76,6 +76,7 @@ impl Service {
                 max_held: 64 << 20,
                 pacing: Pacing {
                     backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(300)),
+                    suspects: SuspectPacing { gap: Duration::from_millis(1), round: Duration::from_millis(150) },
                     open_for: Backoff::new(Duration::from_millis(10), Duration::from_millis(600)),
                     recent: Duration::from_millis(20),
                     refusals_known_for: Duration::from_secs(3600),

@@ -24,6 +24,7 @@ const RETRY_FOR: Duration = Duration::from_secs(60);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const RECENT: Duration = Duration::from_secs(2);
+const SUSPECTS: SuspectPacing = SuspectPacing { gap: Duration::from_secs(2), round: Duration::from_secs(6) };
 const LOG: LogPacing = LogPacing { change: Duration::from_secs(10), lasting: Duration::from_secs(300) };
 const EVENTS: u8 = 12;
 const REQUESTS: u64 = 4;
@@ -138,6 +139,7 @@ struct World {
     accepted: usize,
     last_accepted: Option<Instant>,
     refused_in_a_row: usize,
+    last_suspect: Instant,
     pause: Option<Expected>,
     openings: u32,
     failed_in_a_row: BTreeSet<u64>,
@@ -160,6 +162,7 @@ impl World {
         let now = Instant::now();
         let pacing = Pacing {
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            suspects: SUSPECTS,
             open_for: Backoff::new(SECOND, LONGEST_PAUSE),
             recent: RECENT,
             refusals_known_for: MINUTE,
@@ -185,6 +188,7 @@ impl World {
             accepted: 0,
             last_accepted: None,
             refused_in_a_row: 0,
+            last_suspect: now,
             pause: None,
             openings: 0,
             failed_in_a_row: BTreeSet::new(),
@@ -353,6 +357,14 @@ impl World {
         }
     }
 
+    /// Whether it is the turn of the next suspect.
+    fn suspects_turn(&self) -> bool {
+        let quiet = self.last_accepted.map_or(HOUR, |last| self.now - last);
+        let count = self.held().filter(|(_, held)| held.is_suspect()).count();
+        let round = (quiet / 4).max(SUSPECTS.round) / count.max(1).try_into().unwrap();
+        self.is_draining || quiet <= RECENT || self.now - self.last_suspect >= round.min(SUSPECTS.gap)
+    }
+
     /// How long the next pause is without jitter.
     fn full_pause(&self) -> Duration {
         (SECOND * 2_u32.pow(self.openings.min(10))).min(LONGEST_PAUSE)
@@ -371,7 +383,8 @@ impl World {
         let live: BTreeMap<_, _> =
             self.held().filter(|(_, held)| held.is_live()).map(|(id, _)| (id, self.request_of(id))).collect();
         let waiting: Vec<_> = self.held().filter(|(_, held)| !held.is_in_flight).collect();
-        let is_ready = |held: &Held, by: Instant| held.is_live() || by <= self.now;
+        let is_turn = self.suspects_turn();
+        let is_ready = |held: &Held, by: Instant| held.is_live() || (by <= self.now && (!held.is_suspect() || is_turn));
         let may_be = |(_, held): &&(u8, &Held)| is_ready(held, held.ready.0);
         let must_be = |(_, held): &&(u8, &Held)| is_ready(held, held.ready.1);
         let (late, early): (Vec<_>, Vec<_>) = (
@@ -473,10 +486,15 @@ impl World {
         if let Some(pause) = &mut self.pause {
             pause.probe = Some(attempt);
         }
+        let now = self.now;
         let held = self.held_mut(id);
         assert!(!mem::replace(&mut held.is_in_flight, true), "two attempts at once");
         if let Some((_, next @ None)) = held.blamed.last_mut() {
             *next = Some(accepted);
+        }
+        let is_suspect = held.is_suspect();
+        if is_suspect {
+            self.last_suspect = now;
         }
         self.jobs.push((attempt, job));
         true
@@ -971,4 +989,51 @@ fn one_event_that_fails_for_ten_seconds_is_an_outage_for_the_log_and_one_that_re
     }
     assert!(matches!(world.lines[..], [(_, News::Paused(_))]), "{:?}", world.lines);
     assert!(world.state.breaker.is_closed());
+}
+
+#[test]
+fn events_that_all_fail_again_after_a_short_recovery_are_attempted_more_and_more_rarely_and_shown_after_a_minute() {
+    let (start, key) = (Instant::now(), IdentityKey::random());
+    let mut state = State::new(OutboxSettings::default(), start, Rng::with_seed(1));
+    for n in 0..1000_u16 {
+        let identity = key.identity([&n.to_be_bytes(), b"e", b"d"], b"");
+        let message = Message::write(BYTES, Call::Capture, "id", &mut Vec::new(), |out| out.push(b"x")).unwrap();
+        drop(state.hand_over(RequestId(0), identity, &message, start));
+    }
+    let (mut now, mut lines) = (start, Vec::new());
+    // Lets time pass, with a result for each attempt by its number, and returns the number of attempts.
+    let mut pass = |state: &mut State, seconds: u32, result: fn(u32) -> AttemptResult| {
+        let (end, mut attempts) = (now + seconds * SECOND, 0);
+        while now < end {
+            assert!(state.expire(now).is_empty(), "nothing is given up");
+            while let Some(job) = state.next_job(now) {
+                attempts += 1;
+                state.finish(&job, result(attempts), now);
+                state.free_slot();
+            }
+            lines.extend(state.news(now));
+            now = state.due(now).unwrap_or(end).min(end);
+        }
+        attempts
+    };
+    let fault = |_| status(500, None);
+    pass(&mut state, 1, |n| if n % 10 == 0 { AttemptResult::Accepted } else { status(500, None) });
+    let suspects = state.suspects as u32;
+    assert!(suspects > 500 && suspects as usize == state.entries.len(), "{suspects}");
+
+    pass(&mut state, 3, fault);
+    let attempts = pass(&mut state, 55, fault);
+    assert!((suspects * 54 / 15..=suspects * 56 / 15).contains(&attempts), "{attempts} of {suspects}");
+    assert_eq!(state.health.state, StateLabel::Up);
+    pass(&mut state, 600, fault);
+    assert_eq!(state.health.state, StateLabel::Failing);
+    let attempts = pass(&mut state, 60, fault);
+    assert!((suspects * 60 / 180..=suspects * 60 / 160).contains(&attempts), "{attempts} of {suspects}");
+    assert!(state.breaker.is_closed(), "a live event would be attempted at once");
+
+    pass(&mut state, 31, |_| AttemptResult::Accepted);
+    assert_eq!((state.health.accepted, state.held()), (1000, (0, 0)));
+    let ends: Vec<_> = lines.iter().filter(|news| !matches!(news, News::StillPaused(..))).collect();
+    let is_told = matches!(ends[..], [News::Paused(_), News::Resumed(_), News::Paused(_), News::Resumed(_)]);
+    assert!(is_told, "of the outage before the recovery, and of this one: {lines:?}");
 }

@@ -12,14 +12,13 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder, core::Collector,
 };
-use strum::VariantArray;
 
 pub use self::labels::{
     AttemptLabel, AuthFailureLabel, CallLabel, FilteredLabel, OutcomeLabel, RouteLabel, StateLabel,
 };
 use self::labels::{
     AttemptLabelTable, AuthFailureLabelTable, CallLabelTable, FilteredLabelTable, JoinedLabel, JoinedLabelTable,
-    OutcomeLabelTable, StateLabelTable,
+    OutcomeLabelTable, RouteLabelTable, StateLabelTable,
 };
 
 mod labels;
@@ -31,7 +30,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
 
-/// The registered metrics. Counters that every event touches are looked up by label once, here.
+/// The registered metrics. Those with labels are looked up once, here.
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
@@ -40,8 +39,9 @@ struct Inner {
     /// Re-sends of the same bytes, and of others.
     joined: JoinedLabelTable<IntCounter>,
     filtered: FilteredLabelTable<IntCounter>,
-    requests: IntCounterVec,
-    request_seconds: HistogramVec,
+    /// With the status that each counts.
+    requests: RouteLabelTable<Vec<(u16, IntCounter)>>,
+    request_seconds: RouteLabelTable<Option<Histogram>>,
     received_bytes: IntCounter,
     attempts: AttemptLabelTable<IntCounter>,
     attempt_seconds: Histogram,
@@ -113,16 +113,13 @@ impl Metrics {
             counters("joined_events_total", "Re-sends of an event that was under way or remembered.", &["same"]);
         let filtered = counters("filtered_events_total", "Events not forwarded on purpose.", &["reason"]);
         let requests = counters("requests_total", "Requests by route and status.", &["route", "status"]);
+        let request_seconds = register(
+            &registry,
+            HistogramVec::new(seconds("request_duration_seconds", "Time to reply to a sender."), &["route"]),
+        );
         let attempts = counters("attempts_total", "Attempts to post to Variance, by result.", &["result"]);
         let auth_failures = counters("auth_failures_total", "Requests without a right credential.", &["reason"]);
         let state = gauges("destination_state", "Variance's state: 1 for the current one.", &["state"]);
-        // A counter that first appears at one shows no increase, so all of them begin at zero and alerts see the first
-        // event.
-        for route in RouteLabel::VARIANTS {
-            for status in route.statuses() {
-                requests.with_label_values(&[route.as_ref(), &status.to_string()]).reset();
-            }
-        }
         gauges("build_info", "This program's version.", &["version"])
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
@@ -132,6 +129,8 @@ impl Metrics {
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("its names are no one else's");
 
+        // Looking a counter up makes it begin at zero. One that first appears at one shows no increase, and alerts would
+        // not see the first event.
         Self(Arc::new(Inner {
             received: counter("received_events_total", "Events in bodies that were taken."),
             events: CallLabelTable::from_closure(|call| {
@@ -139,11 +138,14 @@ impl Metrics {
             }),
             joined: JoinedLabelTable::from_closure(|same| joined.with_label_values(&[same.as_ref()])),
             filtered: FilteredLabelTable::from_closure(|reason| filtered.with_label_values(&[reason.as_ref()])),
-            requests,
-            request_seconds: register(
-                &registry,
-                HistogramVec::new(seconds("request_duration_seconds", "Time to reply to a sender."), &["route"]),
-            ),
+            requests: RouteLabelTable::from_closure(|route| {
+                let counter = |status: &u16| requests.with_label_values(&[route.as_ref(), &status.to_string()]);
+                route.statuses().iter().map(|status| (*status, counter(status))).collect()
+            }),
+            request_seconds: RouteLabelTable::from_closure(|route| {
+                let takes_events = matches!(route, RouteLabel::Webhook | RouteLabel::Batch);
+                takes_events.then(|| request_seconds.with_label_values(&[route.as_ref()]))
+            }),
             received_bytes: counter("received_bytes_total", "Bytes of bodies, before decompression."),
             attempts: AttemptLabelTable::from_closure(|result| attempts.with_label_values(&[result.as_ref()])),
             attempt_seconds: register(
@@ -218,9 +220,13 @@ impl Metrics {
 
     /// Counts a reply. Its time is observed for the routes that take events.
     pub fn replied(&self, route: RouteLabel, status: StatusCode, time: Duration) {
-        self.0.requests.with_label_values(&[route.as_ref(), status.as_str()]).inc();
-        if matches!(route, RouteLabel::Webhook | RouteLabel::Batch) {
-            self.0.request_seconds.with_label_values(&[route.as_ref()]).observe(time.as_secs_f64());
+        let counter = self.0.requests[route].iter().find(|(each, _)| *each == status.as_u16());
+        debug_assert!(counter.is_some(), "{route:?} has a reply that is not counted: {status}");
+        if let Some((_, counter)) = counter {
+            counter.inc();
+        }
+        if let Some(seconds) = &self.0.request_seconds[route] {
+            seconds.observe(time.as_secs_f64());
         }
     }
 

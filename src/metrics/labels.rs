@@ -88,7 +88,7 @@ pub enum AuthFailureLabel {
 }
 
 /// The route of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, AsRefStr, EnumTable)]
 #[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "each is the path of the same name, with or without a slash at its end")]
 pub enum RouteLabel {

@@ -109,10 +109,9 @@ impl Server {
         let server = Arc::new(self);
         let head_timeout = server.settings.borrow().head_timeout;
         let requests = Arc::new(Requests::new(Arc::clone(&server)));
-        let routes = Routes { server: Arc::clone(&server), requests: Arc::clone(&requests), started: Instant::now() };
-        let router = routes.router();
+        let routes = Routes::new(Arc::clone(&server), Arc::clone(&requests));
         let connections = Connections::new(head_timeout);
-        let accepting = connections.accept(listener, &router, &server.metrics);
+        let accepting = connections.accept(listener, &routes, &server.metrics);
         let ending = async {
             shutdown.cancelled().await;
             let shutdown_grace = server.settings.borrow().shutdown_grace;

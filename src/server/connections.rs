@@ -19,17 +19,10 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::response::Response;
 use http::Request;
-use hyper::{
-    body::Incoming,
-    server::conn::http1,
-    service::{Service as _, service_fn},
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, ReadBuf, join},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
@@ -38,7 +31,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::routes;
+use super::routes::Routes;
 use crate::{metrics::Metrics, repeated::Repeated};
 
 /// The most connections at once. PostHog opens up to 500 (`EXTERNAL_REQUEST_CONNECTIONS`) from each of its workers.
@@ -118,7 +111,7 @@ impl Connections {
     }
 
     /// Accepts connections and serves each in a task of its own, forever.
-    pub(super) async fn accept(&self, listener: TcpListener, router: &Router, metrics: &Metrics) -> Infallible {
+    pub(super) async fn accept(&self, listener: TcpListener, routes: &Routes, metrics: &Metrics) -> Infallible {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let failures = Repeated::default();
         loop {
@@ -134,11 +127,11 @@ impl Connections {
                 }
             };
             let permit = self.make_room(&permits).await;
-            let (router, metrics) = (router.clone(), metrics.clone());
+            let (routes, metrics) = (routes.clone(), metrics.clone());
             let (head_timeout, seat) = (self.head_timeout, Seat::new(peer, &self.seats));
             self.tracker.spawn(async move {
                 metrics.connections().inc();
-                connection(stream, router, head_timeout, &seat).await;
+                connection(stream, head_timeout, &seat, |request| routes.answer(request, &seat)).await;
                 metrics.connections().dec();
                 drop(permit);
             });
@@ -236,20 +229,23 @@ impl Drop for Seat {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, head_timeout: Duration, seat: &Arc<Seat>) {
+/// Serves one connection, whose requests `answer` answers.
+async fn connection<F: Future<Output = Response>>(
+    stream: TcpStream,
+    head_timeout: Duration,
+    seat: &Arc<Seat>,
+    answer: impl Fn(Request<Incoming>) -> F,
+) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "a connection ended at once");
         return;
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_BUFFER);
-    let router = TowerToHyperService::new(router);
-    let answer = service_fn(async |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Arc::clone(seat));
-        routes::one_slash(request.uri_mut());
-        let reply = router.call(request).await;
+    let answer = service_fn(async |request| {
+        let reply = answer(request).await;
         seat.is_owed_reply.store(false, Ordering::Relaxed);
-        reply
+        Ok::<_, Infallible>(reply)
     });
     let (reading, writing) = stream.into_split();
     let reading = Reading { stream: reading, seat: Arc::clone(seat), end: None };
@@ -325,7 +321,6 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use axum::{Extension, routing::get};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -337,22 +332,19 @@ mod tests {
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         sender.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
-        let router = Router::new().route(
-            "/",
-            get(async move |Extension(seat): Extension<Arc<Seat>>| {
-                let _busy = if is_known { seat.keep() } else { None };
-                sleep(Duration::from_millis(1)).await;
-                "done"
-            }),
-        );
         let seats = Arc::<Seats>::default();
         let seat = Seat::new(peer, &seats);
+        let answer = async |_| {
+            let _busy = if is_known { seat.keep() } else { None };
+            sleep(Duration::from_millis(1)).await;
+            Response::new("done".into())
+        };
         stream.readable().await.unwrap();
         match all_end {
             true => seats.ending.cancel(),
             false => assert!(seats.close_longest()),
         }
-        connection(stream, router, Duration::from_secs(60), &seat).await;
+        connection(stream, Duration::from_secs(60), &seat, answer).await;
         drop(seat);
         let mut reply = String::new();
         drop(sender.read_to_string(&mut reply).await);

@@ -21,11 +21,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::body::Body;
 use futures_util::future::maybe_done;
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
+use hyper::body::{Body, Incoming};
 use tokio::{
     select,
     sync::Semaphore,
@@ -135,7 +134,7 @@ impl Requests {
     }
 
     /// Answers a request, and counts the reply.
-    pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Body>, seat: &Arc<Seat>) -> Reply {
+    pub(super) async fn answer(self: &Arc<Self>, route: &Route, request: Request<Incoming>, seat: &Arc<Seat>) -> Reply {
         let _in_flight = self.in_flight.token();
         let start = Instant::now();
         let (head, mut body) = request.into_parts();
@@ -156,7 +155,7 @@ impl Requests {
         self: &Arc<Self>,
         route: &Route,
         headers: &HeaderMap,
-        body: &mut Body,
+        body: &mut Incoming,
         seat: &Arc<Seat>,
         deadline: Instant,
     ) -> Result<(Vec<Item>, Charge), Reply> {
@@ -209,7 +208,7 @@ impl Requests {
 
     /// Reads a whole body until `deadline`. Whatever has not been read stays in `body`. The buffer grows with what has
     /// arrived, not with what was announced, and is charged as it grows.
-    async fn read(&self, body: &mut Body, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
+    async fn read(&self, body: &mut Incoming, charge: &mut Charge, deadline: Instant) -> Result<Vec<u8>, Reply> {
         let max_body = self.server.settings.borrow().max_body;
         let announced = body.size_hint().upper().and_then(|announced| usize::try_from(announced).ok());
         let limit = announced.unwrap_or(max_body);
@@ -474,7 +473,7 @@ impl Requests {
 
     /// Reads the rest of a body for a while and throws it away, so that a sender with an early reply is not cut off
     /// before it has read the reply. Ends at once when the server stops.
-    pub(super) fn discard(&self, mut body: Body) {
+    pub(super) fn discard(&self, mut body: impl Body<Data: Send> + Send + Unpin + 'static) {
         if body.is_end_stream() {
             return;
         }

@@ -6,16 +6,19 @@ use std::{
 };
 
 use axum::{
-    Extension, Router,
+    Router,
     body::Body,
     extract::State,
-    response::Response,
-    routing::{get, post},
+    response::{IntoResponse as _, Response},
+    routing::{any, get},
 };
 use http::{
-    Request, StatusCode, Uri,
+    Method, Request, StatusCode, Uri,
+    header::ALLOW,
     uri::{Parts, PathAndQuery},
 };
+use hyper::{body::Incoming, service::Service as _};
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -27,37 +30,65 @@ use super::{
 };
 use crate::metrics::{self, RouteLabel};
 
+/// The handlers of all paths.
+#[derive(Clone, Debug)]
+pub(super) struct Routes {
+    shared: Arc<Shared>,
+    /// The paths that take no events.
+    router: TowerToHyperService<Router>,
+}
+
 /// The state that all handlers share.
 #[derive(Debug)]
-pub(super) struct Routes {
-    pub server: Arc<Server>,
-    pub requests: Arc<Requests>,
-    pub started: Instant,
+struct Shared {
+    server: Arc<Server>,
+    requests: Arc<Requests>,
+    started: Instant,
 }
 
 impl Routes {
-    /// Builds the router of all paths. A connection first passes the path through [`one_slash`], and adds its [`Seat`]
-    /// to the request as an extension.
-    pub(super) fn router(self) -> Router {
-        let webhook = async |State(routes): State<Arc<Self>>, Extension(seat): Extension<Arc<Seat>>, request| {
-            routes.requests.answer(&routes.requests.webhook, request, &seat).await
-        };
-        let batch = async |State(routes): State<Arc<Self>>, Extension(seat): Extension<Arc<Seat>>, request| {
-            routes.requests.answer(&routes.requests.batch, request, &seat).await
-        };
-        Router::new()
-            .route("/webhook", post(webhook))
-            .route("/batch", post(batch))
-            .route("/healthz", get(async |State(routes): State<Arc<Self>>| routes.health(RouteLabel::Healthz)))
-            .route("/readyz", get(async |State(routes): State<Arc<Self>>| routes.health(RouteLabel::Readyz)))
-            .route("/metrics", get(async |State(routes): State<Arc<Self>>| routes.metrics()))
-            .fallback(async |State(routes): State<Arc<Self>>, request| routes.early(Reply::no_such_path(), request))
-            .method_not_allowed_fallback(async |State(routes): State<Arc<Self>>, request| {
-                routes.early(Reply::no_such_method(), request)
+    pub(super) fn new(server: Arc<Server>, requests: Arc<Requests>) -> Self {
+        type Handler = State<Arc<Shared>>;
+        let shared = Arc::new(Shared { server, requests, started: Instant::now() });
+        let post_only = any(async |State(shared): Handler, request| {
+            ([(ALLOW, "POST")], shared.early(Reply::no_such_method(), request))
+        });
+        let router = Router::new()
+            .route("/webhook", post_only.clone())
+            .route("/batch", post_only)
+            .route("/healthz", get(async |State(shared): Handler| shared.health(RouteLabel::Healthz)))
+            .route("/readyz", get(async |State(shared): Handler| shared.health(RouteLabel::Readyz)))
+            .route("/metrics", get(async |State(shared): Handler| shared.metrics()))
+            .fallback(async |State(shared): Handler, request| shared.early(Reply::no_such_path(), request))
+            .method_not_allowed_fallback(async |State(shared): Handler, request| {
+                shared.early(Reply::no_such_method(), request)
             })
-            .with_state(Arc::new(self))
+            .with_state(Arc::clone(&shared));
+        Self { shared, router: TowerToHyperService::new(router) }
     }
 
+    /// Answers a request that came in on the connection with this seat. Requests with events pass by the router, which would
+    /// cost each of them some ten allocations.
+    pub(super) async fn answer(&self, mut request: Request<Incoming>, seat: &Arc<Seat>) -> Response {
+        let requests = &self.shared.requests;
+        let route = match name(request.uri().path()) {
+            "webhook" => Some(&requests.webhook),
+            "batch" => Some(&requests.batch),
+            _ => None,
+        };
+        match route.filter(|_| request.method() == Method::POST) {
+            // Boxed, because an idle connection would have to keep room for a future of this size.
+            Some(route) => Box::pin(requests.answer(route, request, seat)).await.into_response(),
+            None => {
+                one_slash(request.uri_mut());
+                let Ok(response) = self.router.call(request).await;
+                response
+            }
+        }
+    }
+}
+
+impl Shared {
     /// Replies to a request whose body is not needed.
     fn early(&self, reply: Reply, request: Request<Body>) -> Reply {
         self.requests.discard(request.into_body());
@@ -100,17 +131,21 @@ impl Routes {
     }
 }
 
-/// Removes the slash at the end of a path, and all but one at its beginning: neither changes the meaning.
-pub(super) fn one_slash(uri: &mut Uri) {
-    let path = uri.path();
-    let trimmed = path.trim_start_matches('/');
-    let trimmed = trimmed.strip_suffix('/').unwrap_or(trimmed);
-    if trimmed.len() + 1 == path.len() {
+/// Returns a path without the slash at its end and those at its beginning, however many: neither changes the meaning.
+fn name(path: &str) -> &str {
+    let path = path.trim_start_matches('/');
+    path.strip_suffix('/').unwrap_or(path)
+}
+
+/// Removes the slash at the end of a path, and all but one at its beginning.
+fn one_slash(uri: &mut Uri) {
+    let name = name(uri.path());
+    if name.len() + 1 == uri.path().len() {
         return;
     }
     let query = uri.query().map_or_else(String::new, |query| format!("?{query}"));
     let mut parts = Parts::default();
-    parts.path_and_query = PathAndQuery::try_from(format!("/{trimmed}{query}")).ok();
+    parts.path_and_query = PathAndQuery::try_from(format!("/{name}{query}")).ok();
     *uri = Uri::from_parts(parts).expect("a path alone is an address");
 }
 

@@ -249,18 +249,33 @@ async fn health_tells_what_is_known_of_variance() {
 async fn wrong_methods_and_paths_are_told_so() {
     let variance = Variance::start().await;
     let service = Service::start(&variance, |_| {}).await;
-    for (method, path, status) in [
-        (Method::GET, "/webhook", 405),
-        (Method::PUT, "/batch/", 405),
-        (Method::POST, "/healthz", 405),
-        (Method::POST, "/", 404),
-        (Method::POST, "/webhook/more", 404),
-        (Method::GET, "/favicon.ico", 404),
+    for (method, path, status, allowed) in [
+        (Method::GET, "/webhook", 405, Some("POST")),
+        (Method::PUT, "/batch/", 405, Some("POST")),
+        (Method::POST, "/healthz", 405, Some("GET,HEAD")),
+        (Method::OPTIONS, "/metrics", 405, Some("GET,HEAD")),
+        (Method::POST, "/", 404, None),
+        (Method::POST, "/webhook/more", 404, None),
+        (Method::GET, "/favicon.ico", 404, None),
     ] {
         let request = service.client.request(method.clone(), service.url(path)).body("{}");
         let reply = crate::harness::Reply::of(request).await;
         assert_eq!(reply.status, status, "{method} {path}");
+        assert_eq!(reply.headers.get("allow").map(|allow| allow.to_str().unwrap()), allowed, "{method} {path}");
         assert_eq!(reply.counts(), [0; 6]);
         assert_eq!(reply.reasons().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn head_is_answered_like_get_but_for_the_body() {
+    let variance = Variance::start().await;
+    let service = Service::start(&variance, |_| {}).await;
+    for path in ["/healthz", "/readyz/", "//metrics"] {
+        let get = service.get(path).await;
+        let head = crate::harness::Reply::of(service.client.head(service.url(path))).await;
+        assert_eq!((head.status, head.text.as_str()), (200, ""), "{path}");
+        assert!(head.headers["content-length"].to_str().unwrap().parse::<usize>().unwrap() > 0, "{path}");
+        assert_eq!(get.headers["content-type"], head.headers["content-type"], "{path}");
     }
 }

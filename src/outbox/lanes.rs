@@ -79,8 +79,7 @@ impl Lanes {
         }
     }
 
-    /// Returns the next event, which stays until it is removed. A suspect may be the
-    /// next from `suspects` on.
+    /// Returns the next event, which stays until it is removed. From `suspects` on it may be a suspect.
     pub(super) fn next(&self, now: Instant, suspects: Instant) -> Option<Number> {
         let due = |standing| self.first(standing).filter(|(due, _)| *due <= now);
         let others = due(Standing::Unattempted).into_iter().chain(due(Standing::Failed)).min();

@@ -79,11 +79,11 @@ impl Lanes {
         }
     }
 
-    /// Returns the next event, which stays until it is removed. From `suspects` on it may be a suspect.
-    pub(super) fn next(&self, now: Instant, suspects: Instant) -> Option<Number> {
+    /// Returns the next event, which stays until it is removed. From `suspects_from` on it may be a suspect.
+    pub(super) fn next(&self, now: Instant, suspects_from: Instant) -> Option<Number> {
         let due = |standing| self.first(standing).filter(|(due, _)| *due <= now);
         let others = due(Standing::Unattempted).into_iter().chain(due(Standing::Failed)).min();
-        let suspect = || due(Standing::Suspect).filter(|_| suspects <= now);
+        let suspect = || due(Standing::Suspect).filter(|_| suspects_from <= now);
         let backlog = others.or_else(suspect).map(|(_, number)| number);
         let live = self.first_live();
         if self.live_in_a_row < LIVE_IN_A_ROW { live.or(backlog) } else { backlog.or(live) }
@@ -119,11 +119,11 @@ impl Lanes {
         self.live.len() + self.backlog.iter().map(BTreeSet::len).sum::<usize>()
     }
 
-    /// Returns the time at which the first event of the backlog may be attempted, if suspects may be from `suspects` on. Live
-    /// events may be at once.
-    pub(super) fn due(&self, suspects: Instant) -> Option<Instant> {
+    /// Returns the time at which the first event of the backlog may be attempted, if suspects may be from `suspects_from`
+    /// on. Live events may be at once.
+    pub(super) fn due(&self, suspects_from: Instant) -> Option<Instant> {
         let first = |standing| self.first(standing).map(|(due, _)| due);
-        let suspect = first(Standing::Suspect).map(|due| due.max(suspects));
+        let suspect = first(Standing::Suspect).map(|due| due.max(suspects_from));
         [first(Standing::Unattempted), first(Standing::Failed), suspect].into_iter().flatten().min()
     }
 }

@@ -268,12 +268,12 @@ impl State {
     pub(super) fn next_job(&mut self, now: Instant) -> Option<Job> {
         self.paced_until = None;
         let permit = self.permit(now);
-        let suspects = self.suspects_from(now);
+        let suspects_from = self.suspects_from(now);
         let mut number = match permit {
             Permit::Nothing => return None,
-            Permit::All => self.lanes.next(now, suspects)?,
+            Permit::All => self.lanes.next(now, suspects_from)?,
             Permit::Probe => {
-                let probe = self.choose_probe(now, suspects);
+                let probe = self.choose_probe(now, suspects_from);
                 if probe.is_none() {
                     self.breaker.tried_all(now, &mut self.rng);
                 }
@@ -290,7 +290,7 @@ impl State {
             if permit == Permit::Probe || !entry.leaves_live(&mut self.lanes, number) {
                 break (entry, place);
             }
-            number = self.lanes.next(now, suspects)?;
+            number = self.lanes.next(now, suspects_from)?;
         };
         if permit == Permit::Probe && matches!(place, Place::Backlog(..)) && !entry.is_suspect {
             self.was_newest = !self.was_newest;
@@ -313,17 +313,16 @@ impl State {
     /// it accepts nothing, the rarer are these attempts, but each suspect has a few within `retry_for`, since it failed for the
     /// first time before the last acceptance.
     fn suspects_from(&self, now: Instant) -> Instant {
-        let quiet = self.health.since_accepted(now);
-        if self.is_draining || quiet <= self.settings.pacing.recent {
+        if self.is_draining || self.breaker.accepts(now) {
             return now;
         }
         let SuspectPacing { gap, round } = self.settings.pacing.suspects;
-        let round = round.max(quiet / 4);
+        let round = round.max(self.health.since_accepted(now) / 4);
         let suspects = u32::try_from(self.suspects).unwrap_or(u32::MAX).max(1);
         now.max(self.suspect_began + gap.min(round / suspects))
     }
 
-    fn choose_probe(&mut self, now: Instant, suspects: Instant) -> Option<Number> {
+    fn choose_probe(&mut self, now: Instant, suspects_from: Instant) -> Option<Number> {
         while let Some(number) = self.lanes.first_live() {
             let entry = self.entries.get_mut(&number).expect("what has a place is held");
             if !entry.leaves_live(&mut self.lanes, number) {
@@ -331,7 +330,7 @@ impl State {
             }
         }
         if self.suspects == self.entries.len() {
-            return self.lanes.next(now, suspects);
+            return self.lanes.next(now, suspects_from);
         }
         let mut unattempted = self.lanes.backlog(Standing::Unattempted);
         let probe = if self.was_newest { unattempted.next() } else { unattempted.next_back() };

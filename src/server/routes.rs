@@ -34,7 +34,7 @@ use crate::metrics::{self, RouteLabel};
 #[derive(Clone, Debug)]
 pub(super) struct Routes {
     shared: Arc<Shared>,
-    /// The paths that take no events.
+    /// Answers all but requests with events.
     router: TowerToHyperService<Router>,
 }
 

@@ -991,33 +991,47 @@ fn one_event_that_fails_for_ten_seconds_is_an_outage_for_the_log_and_one_that_re
     assert!(world.state.breaker.is_closed());
 }
 
+/// Hands an event over for which nobody waits.
+fn hold(state: &mut State, key: &IdentityKey, n: u16, id: &str, now: Instant) {
+    let identity = key.identity([&n.to_be_bytes(), b"e", b"d"], b"");
+    let message = Message::write(BYTES, Call::Capture, id, &mut Vec::new(), |out| out.push(b"x")).unwrap();
+    drop(state.hand_over(RequestId(0), identity, &message, now));
+}
+
+/// Lets time pass, with a result for each attempt by its number and its event's id. Returns the number of attempts, and the time.
+fn pass(
+    state: &mut State,
+    mut now: Instant,
+    time: Duration,
+    lines: &mut Vec<News>,
+    result: fn(u32, &str) -> AttemptResult,
+) -> (u32, Instant) {
+    let (end, mut attempts) = (now + time, 0);
+    while now < end {
+        assert!(state.expire(now).is_empty(), "nothing is given up");
+        while let Some(job) = state.next_job(now) {
+            attempts += 1;
+            state.finish(&job, result(attempts, job.message.id()), now);
+            state.free_slot();
+        }
+        lines.extend(state.news(now));
+        now = state.due(now).unwrap_or(end).min(end);
+    }
+    (attempts, now)
+}
+
 #[test]
 fn events_that_all_fail_again_after_a_short_recovery_are_attempted_more_and_more_rarely_and_shown_after_a_minute() {
-    let (start, key) = (Instant::now(), IdentityKey::random());
-    let mut state = State::new(OutboxSettings::default(), start, Rng::with_seed(1));
-    for n in 0..1000_u16 {
-        let identity = key.identity([&n.to_be_bytes(), b"e", b"d"], b"");
-        let message = Message::write(BYTES, Call::Capture, "id", &mut Vec::new(), |out| out.push(b"x")).unwrap();
-        drop(state.hand_over(RequestId(0), identity, &message, start));
-    }
-    let (mut now, mut lines) = (start, Vec::new());
-    // Lets time pass, with a result for each attempt by its number, and returns the number of attempts.
-    let mut pass = |state: &mut State, seconds: u32, result: fn(u32) -> AttemptResult| {
-        let (end, mut attempts) = (now + seconds * SECOND, 0);
-        while now < end {
-            assert!(state.expire(now).is_empty(), "nothing is given up");
-            while let Some(job) = state.next_job(now) {
-                attempts += 1;
-                state.finish(&job, result(attempts), now);
-                state.free_slot();
-            }
-            lines.extend(state.news(now));
-            now = state.due(now).unwrap_or(end).min(end);
-        }
+    let (mut now, key, mut lines) = (Instant::now(), IdentityKey::random(), Vec::new());
+    let mut state = State::new(OutboxSettings::default(), now, Rng::with_seed(1));
+    (0..1000).for_each(|n| hold(&mut state, &key, n, "id", now));
+    let mut pass = |state: &mut State, seconds: u32, result| {
+        let attempts;
+        (attempts, now) = pass(state, now, seconds * SECOND, &mut lines, result);
         attempts
     };
-    let fault = |_| status(500, None);
-    pass(&mut state, 1, |n| if n % 10 == 0 { AttemptResult::Accepted } else { status(500, None) });
+    let fault = |_, _: &str| status(500, None);
+    pass(&mut state, 1, |n, _| if n % 10 == 0 { AttemptResult::Accepted } else { status(500, None) });
     let suspects = state.suspects as u32;
     assert!(suspects > 500 && suspects as usize == state.entries.len(), "{suspects}");
 
@@ -1031,9 +1045,28 @@ fn events_that_all_fail_again_after_a_short_recovery_are_attempted_more_and_more
     assert!((suspects * 60 / 180..=suspects * 60 / 160).contains(&attempts), "{attempts} of {suspects}");
     assert!(state.breaker.is_closed(), "a live event would be attempted at once");
 
-    pass(&mut state, 31, |_| AttemptResult::Accepted);
+    pass(&mut state, 31, |_, _| AttemptResult::Accepted);
     assert_eq!((state.health.accepted, state.held()), (1000, (0, 0)));
     let ends: Vec<_> = lines.iter().filter(|news| !matches!(news, News::StillPaused(..))).collect();
     let is_told = matches!(ends[..], [News::Paused(_), News::Resumed(_), News::Paused(_), News::Resumed(_)]);
     assert!(is_told, "of the outage before the recovery, and of this one: {lines:?}");
+}
+
+#[test]
+fn it_takes_five_suspects_to_show_that_variance_fails() {
+    for (poisons, expected) in [(4, StateLabel::Up), (5, StateLabel::Failing)] {
+        let (mut now, key, mut lines) = (Instant::now(), IdentityKey::random(), Vec::new());
+        let mut state = State::new(OutboxSettings::default(), now, Rng::with_seed(1));
+        let result = |_, id: &str| if id == "healthy" { AttemptResult::Accepted } else { status(500, None) };
+        let mut pass = |state: &mut State, time| (_, now) = pass(state, now, time, &mut lines, result);
+        let start = Instant::now();
+        hold(&mut state, &key, 100, "healthy", start);
+        (0..poisons).for_each(|n| hold(&mut state, &key, n, "poison", start));
+        pass(&mut state, SECOND / 1000);
+        hold(&mut state, &key, 101, "healthy", start);
+        pass(&mut state, 10 * SECOND);
+        assert_eq!((state.suspects, state.entries.len()), (poisons.into(), poisons.into()));
+        pass(&mut state, 90 * SECOND);
+        assert_eq!(state.health.state, expected, "{poisons}");
+    }
 }
